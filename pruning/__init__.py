@@ -1,0 +1,1 @@
+"""Which neurons matter, and what to do about it. Knows models, not requests."""

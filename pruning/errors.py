@@ -1,0 +1,29 @@
+"""The root of every error that Secateur raises on purpose, and those of models and profiles.
+
+    SecateurError
+    ├── ModelError                  a checkpoint that cannot be read or served
+    │   └── UnsupportedModelError   ... because of its architecture or one of its settings
+    ├── ProfileError                a profile that cannot be read or built
+    │   └── StaleProfileError       ... because it was measured on something else
+    └── RequestError                (server/errors.py) what a client is told over HTTP
+"""
+
+
+class SecateurError(Exception):
+    """Base of all deliberate errors. The message names the limit, the value and the way out."""
+
+
+class ModelError(SecateurError):
+    """A checkpoint is missing, incomplete or damaged."""
+
+
+class UnsupportedModelError(ModelError):
+    """The checkpoint is sound, but this architecture or setting is not served."""
+
+
+class ProfileError(SecateurError):
+    """A profile is missing, damaged or impossible to build."""
+
+
+class StaleProfileError(ProfileError):
+    """A profile's fingerprints differ from those of the model, tokenizer or data in use."""

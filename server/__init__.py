@@ -1,0 +1,1 @@
+"""One process that serves one model at several sparsities from one copy of its weights."""

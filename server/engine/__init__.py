@@ -1,0 +1,1 @@
+"""The inference engine: batches requests of different widths into one step. Knows nothing of HTTP."""

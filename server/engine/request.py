@@ -1,0 +1,105 @@
+"""What the engine is asked for, token ids in, token ids out. No torch, no text, no HTTP."""
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+from types import MappingProxyType
+
+from server.engine.variant import Variant
+
+
+class FinishReason(str, Enum):
+    """Why a request ended."""
+
+    STOP = "stop"  # an end-of-sequence or stop token, or a stop string
+    LENGTH = "length"  # max_tokens, or the model's context
+    ABORT = "abort"  # the client went away
+    ERROR = "error"  # the engine died
+
+
+@dataclass(frozen=True)
+class SamplingParams:
+    """How the next token is chosen. Validated at the edge; the engine trusts it.
+
+    Attributes:
+        max_tokens: new tokens at most, >= 1.
+        temperature: 0 is greedy and exact.
+        top_k: candidates kept, 0 keeps all.
+        top_p: smallest set of candidates whose probability reaches this, 1 keeps all.
+        min_p: drops candidates less likely than this times the likeliest.
+        repetition_penalty: divides (multiplies, if negative) logits of tokens seen in prompt or output.
+        presence_penalty: subtracted once from tokens of the output.
+        frequency_penalty: subtracted for each time a token is in the output.
+        seed: makes sampling repeatable; None draws one.
+        stop: strings that end the text; left out of it.
+        stop_token_ids: tokens that end it, besides the model's own.
+        ignore_eos: go on to max_tokens whatever is generated.
+        logprobs: None for none, else how many alternatives to report with each chosen token.
+        logit_bias: added to the logits of these tokens.
+    """
+
+    max_tokens: int
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+    stop_token_ids: frozenset[int] = frozenset()
+    ignore_eos: bool = False
+    logprobs: int | None = None
+    logit_bias: Mapping[int, float] = field(default_factory=lambda: MappingProxyType({}))
+
+
+@dataclass(frozen=True)
+class TokenLogprobs:
+    """Log-probabilities at one position, before temperature and truncation."""
+
+    token_id: int
+    logprob: float
+    top: tuple[tuple[int, float], ...]  # (token id, logprob), likeliest first
+
+
+@dataclass(frozen=True)
+class RequestStats:
+    """A request's timeline, monotonic seconds, and its token counts. Taken when it has ended."""
+
+    variant: Variant
+    finish_reason: FinishReason
+    arrival_time: float
+    first_scheduled_time: float | None
+    first_token_time: float | None
+    finished_time: float
+    prompt_tokens: int
+    cached_tokens: int  # prompt tokens whose KV came from the prefix cache
+    generated_tokens: int
+
+
+@dataclass(eq=False)
+class Request:
+    """A request inside the engine: what was asked for, and how far it has come."""
+
+    request_id: str
+    prompt_token_ids: list[int]
+    variant: Variant
+    sampling: SamplingParams
+    arrival_time: float = field(default_factory=time.monotonic)
+
+    output_token_ids: list[int] = field(default_factory=list)
+    block_table: list[int] = field(default_factory=list)
+    num_computed_tokens: int = 0
+    num_cached_tokens: int = 0
+    first_scheduled_time: float | None = None
+    num_preemptions: int = 0
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.prompt_token_ids) + len(self.output_token_ids)
+
+    @property
+    def token_ids(self) -> list[int]:
+        return self.prompt_token_ids + self.output_token_ids
