@@ -1,18 +1,43 @@
-"""What one engine step did, as plain numbers for whoever counts them. No torch, no Prometheus."""
+"""What the engine did, as plain numbers for whoever counts them. No torch, no Prometheus."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import Protocol
+
+from server.engine.request import RequestStats
 
 
 @dataclass(frozen=True)
 class StepStats:
-    """Taken after each step. Tokens are those the step computed, prompt and output alike."""
+    """Taken after each step.
+
+    Attributes:
+        step_seconds: from scheduling to the last token sampled.
+        batch_tokens: variant name -> tokens the step computed, prompt and output alike.
+        running: variant name -> requests running.
+        num_waiting: requests waiting.
+        kv_usage_ratio: KV blocks held by running requests over all blocks.
+        prefix_queries: prompt tokens looked up in the prefix cache.
+        prefix_hits: prompt tokens found there.
+        preemptions: requests thrown out to be computed again.
+    """
 
     step_seconds: float
-    batch_tokens: dict[str, int]  # variant name -> tokens
-    num_running: int
+    batch_tokens: dict[str, int]
+    running: dict[str, int]
     num_waiting: int
     kv_usage_ratio: float
-    prefix_queries: int = 0  # prompt tokens looked up in the prefix cache in this step
-    prefix_hits: int = 0  # ... and found there
+    prefix_queries: int = 0
+    prefix_hits: int = 0
     preemptions: int = 0
-    num_running_by_variant: dict[str, int] = field(default_factory=dict)
+
+
+class EngineObserver(Protocol):
+    """Told of everything worth counting. `step` is called on the engine's thread, the rest on the event loop."""
+
+    def step(self, stats: StepStats) -> None: ...
+
+    def tokens(self, variant: str, count: int, *, first: bool, seconds: float) -> None:
+        """`count` tokens reached a client's stream, `seconds` after the request's arrival
+        (`first`) or after the previous delivery."""
+
+    def finished(self, stats: RequestStats) -> None: ...

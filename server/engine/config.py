@@ -1,0 +1,33 @@
+"""The engine's limits, fixed when it starts."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+Dtype = Literal["bfloat16", "float16", "float32"]
+
+
+@dataclass(frozen=True)
+class EngineConfig:
+    """How much the engine may hold and do at once.
+
+    Attributes:
+        device: a torch device, e.g. "cpu" or "cuda:0".
+        dtype: of weights, activations and KV.
+        block_size: tokens in a KV block.
+        kv_cache_bytes: memory for KV blocks, all layers together.
+        max_model_len: prompt and answer of one request, in tokens.
+        max_num_seqs: requests that run at once.
+        max_num_batched_tokens: tokens in one step, prompt and output together.
+        max_waiting: requests that wait; one more is refused.
+        enable_prefix_caching: keep the KV of finished requests for prompts that begin alike.
+    """
+
+    device: str
+    dtype: Dtype
+    block_size: int
+    kv_cache_bytes: int
+    max_model_len: int
+    max_num_seqs: int
+    max_num_batched_tokens: int
+    max_waiting: int
+    enable_prefix_caching: bool
