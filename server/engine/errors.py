@@ -17,3 +17,7 @@ class PromptTooLongError(EngineError):
 
 class EngineDeadError(EngineError):
     """The engine's thread has ended with an error; nothing can be generated any more."""
+
+
+class EngineConfigError(EngineError):
+    """The engine's limits contradict each other or the model."""

@@ -1,5 +1,6 @@
 """What the engine is asked for, token ids in, token ids out. No torch, no text, no HTTP."""
 
+import random
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -91,15 +92,24 @@ class Request:
 
     output_token_ids: list[int] = field(default_factory=list)
     block_table: list[int] = field(default_factory=list)
+    block_hashes: list[bytes] = field(default_factory=list)  # of the full blocks, oldest first
+    num_remembered_blocks: int = 0  # ... that the prefix cache has been told of
     num_computed_tokens: int = 0
     num_cached_tokens: int = 0
     first_scheduled_time: float | None = None
-    num_preemptions: int = 0
+    rng: random.Random = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.rng = random.Random(self.sampling.seed)
 
     @property
     def num_tokens(self) -> int:
         return len(self.prompt_token_ids) + len(self.output_token_ids)
 
-    @property
-    def token_ids(self) -> list[int]:
-        return self.prompt_token_ids + self.output_token_ids
+    def slice_tokens(self, start: int, stop: int) -> list[int]:
+        """Tokens [start, stop) of prompt and output."""
+        num_prompt = len(self.prompt_token_ids)
+        if stop <= num_prompt:
+            return self.prompt_token_ids[start:stop]
+        tail = self.output_token_ids[max(0, start - num_prompt) : stop - num_prompt]
+        return self.prompt_token_ids[start:] + tail

@@ -32,7 +32,7 @@ class StepStats:
 
 
 class EngineObserver(Protocol):
-    """Told of everything worth counting. `step` is called on the engine's thread, the rest on the event loop."""
+    """Told of all that is worth counting. `step` comes on the engine's thread, the rest on the event loop."""
 
     def step(self, stats: StepStats) -> None: ...
 

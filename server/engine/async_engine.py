@@ -1,0 +1,267 @@
+"""Runs the engine on a thread of its own and hands each request's tokens to the event loop as text.
+
+The engine's thread computes; the event loop turns tokens into text and finds stop strings, while the next
+step is already running. Whatever ends a request (its last token, a stop string, a client that left, the
+engine's death), it ends exactly once, its blocks come back, and the observer hears of it.
+"""
+
+import asyncio
+import contextlib
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass
+
+from tokenizers import Tokenizer
+
+from server.engine.detokenizer import Detokenizer
+from server.engine.engine import Engine, TokenOutput
+from server.engine.errors import EngineDeadError, QueueFullError
+from server.engine.request import FinishReason, Request, RequestStats, SamplingParams, TokenLogprobs
+from server.engine.stats import EngineObserver
+from server.engine.variant import Variant
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Delta:
+    """What one or more new tokens added to an answer. `finish_reason` is set on the last."""
+
+    text: str
+    token_ids: tuple[int, ...]
+    logprobs: tuple[TokenLogprobs, ...]  # one a token where asked for, else empty
+    finish_reason: FinishReason | None
+
+
+class RequestStream:
+    """The answer to one request as it comes: an async iterator of `Delta`.
+
+    Iterating raises EngineDeadError if the engine dies first, and ends without a finish reason if the request
+    is aborted meanwhile. `abort()` belongs in a `finally`.
+    """
+
+    def __init__(self, engine: "AsyncEngine", request: Request, detokenizer: Detokenizer) -> None:
+        self._engine = engine
+        self._request = request
+        self._detokenizer = detokenizer
+        self._inbox: asyncio.Queue[TokenOutput | EngineDeadError | None] = asyncio.Queue()
+        self._first_token_time: float | None = None
+        self._last_delivery = request.arrival_time
+        self.num_generated_tokens = 0
+        self.stats: RequestStats | None = None
+
+    @property
+    def num_prompt_tokens(self) -> int:
+        return len(self._request.prompt_token_ids)
+
+    @property
+    def num_cached_tokens(self) -> int:
+        return self._request.num_cached_tokens
+
+    def __aiter__(self) -> AsyncIterator[Delta]:
+        return self
+
+    async def __anext__(self) -> Delta:
+        if self.stats is not None:
+            raise StopAsyncIteration
+        outputs: list[TokenOutput] = []
+        item = await self._inbox.get()
+        while isinstance(item, TokenOutput):  # a slow reader gets all there is at once
+            outputs.append(item)
+            if self._inbox.empty():
+                return self._take(outputs)
+            item = self._inbox.get_nowait()
+        if outputs:
+            self._inbox.put_nowait(item)
+            return self._take(outputs)
+        if item is None:
+            raise StopAsyncIteration
+        self._end(FinishReason.ERROR)
+        raise item
+
+    def abort(self) -> None:
+        """Ends the request if it has not ended. May be called at any time, any number of times."""
+        self._end(FinishReason.ABORT)
+        self._inbox.put_nowait(None)
+
+    def put(self, item: TokenOutput | EngineDeadError) -> None:
+        """For the engine: the next thing to deliver."""
+        self._inbox.put_nowait(item)
+
+    def _take(self, outputs: list[TokenOutput]) -> Delta:
+        text, reason = "", None
+        for count, output in enumerate(outputs, start=1):
+            text += self._detokenizer.push(output.token_id)
+            reason = output.finish_reason
+            if reason is not None and not self._detokenizer.stopped:
+                text += self._detokenizer.flush()
+            if self._detokenizer.stopped:
+                reason = FinishReason.STOP
+            if reason is not None:
+                outputs = outputs[:count]
+                break
+        self._count(len(outputs))
+        if reason is not None:
+            self._end(reason)
+        return Delta(
+            text=text,
+            token_ids=tuple(output.token_id for output in outputs),
+            logprobs=tuple(output.logprobs for output in outputs if output.logprobs is not None),
+            finish_reason=reason,
+        )
+
+    def _count(self, num_tokens: int) -> None:
+        now = time.monotonic()
+        first = self._first_token_time is None
+        if first:
+            self._first_token_time = now
+        self.num_generated_tokens += num_tokens
+        self._engine.observer.tokens(
+            self._request.variant.name, num_tokens, first=first, seconds=now - self._last_delivery
+        )
+        self._last_delivery = now
+
+    def _end(self, reason: FinishReason) -> None:
+        if self.stats is not None:
+            return
+        self.stats = RequestStats(
+            variant=self._request.variant,
+            finish_reason=reason,
+            arrival_time=self._request.arrival_time,
+            first_scheduled_time=self._request.first_scheduled_time,
+            first_token_time=self._first_token_time,
+            finished_time=time.monotonic(),
+            prompt_tokens=self.num_prompt_tokens,
+            cached_tokens=self.num_cached_tokens,
+            generated_tokens=self.num_generated_tokens,
+        )
+        self._engine.forget(self._request)
+        self._engine.observer.finished(self.stats)
+
+
+class AsyncEngine:
+    """The engine's thread, and the streams that wait for it. All methods belong to one event loop."""
+
+    def __init__(self, engine: Engine, tokenizer: Tokenizer, observer: EngineObserver) -> None:
+        self._engine = engine
+        self._tokenizer = tokenizer
+        self.observer = observer
+        self._streams: dict[str, RequestStream] = {}
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+        self._wake = threading.Condition()
+        # Guarded by `_wake`: what the loop wants of the thread.
+        self._added: deque[Request] = deque()
+        self._dropped: set[Request] = set()
+        self._stopping = False
+        self.death: BaseException | None = None
+
+    @property
+    def num_unfinished(self) -> int:
+        """Requests whose stream has not ended."""
+        return len(self._streams)
+
+    @property
+    def is_alive(self) -> bool:
+        return self._thread.is_alive() and self.death is None
+
+    def start(self) -> None:
+        """Starts the thread. Call it on the event loop that will read the streams."""
+        self._loop = asyncio.get_running_loop()
+        self._thread.start()
+
+    async def stop(self) -> None:
+        """Ends every stream and the thread. Waits for the step that is running."""
+        for stream in list(self._streams.values()):
+            stream.abort()
+        with self._wake:
+            self._stopping = True
+            self._wake.notify()
+        await asyncio.to_thread(self._thread.join)
+
+    def submit(
+        self,
+        *,
+        request_id: str,
+        prompt_token_ids: list[int],
+        variant: Variant,
+        sampling: SamplingParams,
+    ) -> RequestStream:
+        """Queues a request.
+
+        Raises:
+            PromptTooLongError: prompt and answer would not fit the context.
+            QueueFullError: as many requests run and wait as may.
+            EngineDeadError: there is no engine any more.
+        """
+        if self.death is not None:
+            raise _dead(self.death)
+        self._engine.check_fits(len(prompt_token_ids), sampling.max_tokens)
+        config = self._engine.config
+        if len(self._streams) >= config.max_num_seqs + config.max_waiting:
+            raise QueueFullError(
+                f"{len(self._streams)} requests are running or waiting, as many as may (max_num_seqs "
+                f"{config.max_num_seqs} + max_waiting {config.max_waiting}): try again later"
+            )
+        assert request_id not in self._streams, f"request id {request_id} is in use"
+        request = Request(request_id, prompt_token_ids, variant, sampling)
+        detokenizer = Detokenizer(self._tokenizer, prompt_token_ids, sampling.stop)
+        stream = self._streams[request_id] = RequestStream(self, request, detokenizer)
+        with self._wake:
+            self._added.append(request)
+            self._wake.notify()
+        return stream
+
+    def forget(self, request: Request) -> None:
+        """For the streams: this request has ended, whether the engine knows or not."""
+        del self._streams[request.request_id]
+        with self._wake:
+            self._dropped.add(request)
+            self._wake.notify()
+
+    def _run(self) -> None:
+        """The thread. Anything that escapes from it is the engine's death."""
+        try:
+            while self._take_orders():
+                if self._engine.num_unfinished:
+                    outputs, stats = self._engine.step()
+                    self._call_soon(self._deliver, outputs)
+                    self.observer.step(stats)
+        except BaseException as error:  # the one place where nothing may escape
+            logger.critical("The engine has died: nothing can be generated any more.", exc_info=True)
+            self.death = error
+            self._call_soon(self._die, error)
+
+    def _take_orders(self) -> bool:
+        """On the thread: waits for something to do and takes in what the loop wants. False to stop."""
+        with self._wake:
+            self._wake.wait_for(
+                lambda: self._stopping or self._added or self._dropped or self._engine.num_unfinished
+            )
+            while self._added:
+                self._engine.add(self._added.popleft())
+            while self._dropped:
+                self._engine.abort(self._dropped.pop())
+            return not self._stopping
+
+    def _call_soon(self, function: Callable[..., None], argument: object) -> None:
+        assert self._loop is not None
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody is left to tell
+            self._loop.call_soon_threadsafe(function, argument)
+
+    def _deliver(self, outputs: Sequence[TokenOutput]) -> None:
+        for output in outputs:
+            stream = self._streams.get(output.request.request_id)
+            if stream is not None:  # else it has ended meanwhile
+                stream.put(output)
+
+    def _die(self, error: BaseException) -> None:
+        for stream in list(self._streams.values()):
+            stream.put(_dead(error))
+
+
+def _dead(error: BaseException) -> EngineDeadError:
+    return EngineDeadError(f"the engine has died ({type(error).__name__}: {error}): restart the server")

@@ -1,0 +1,181 @@
+"""The engine: one step is schedule, run, sample, update. Synchronous, single-threaded, tokens in and out."""
+
+import time
+from collections import Counter
+from dataclasses import dataclass
+
+import torch
+from transformers import GenerationConfig, PretrainedConfig
+from transformers.utils import GENERATION_CONFIG_NAME
+
+from pruning.checkpoint import Checkpoint
+from pruning.ranking import Ranking
+from server.engine.config import EngineConfig
+from server.engine.errors import EngineConfigError, PromptTooLongError
+from server.engine.kv_cache import BlockPool
+from server.engine.model import DecoderModel, ModelGeometry
+from server.engine.model_runner import ModelRunner
+from server.engine.request import FinishReason, Request, TokenLogprobs
+from server.engine.scheduler import Scheduler
+from server.engine.stats import StepStats
+from server.engine.weights import ModelWeights, load_weights
+
+
+@dataclass(frozen=True)
+class TokenOutput:
+    """One request's new token. `finish_reason` is set when it was the last."""
+
+    request: Request
+    token_id: int
+    logprobs: TokenLogprobs | None
+    finish_reason: FinishReason | None
+
+
+class Engine:
+    """A loaded model, its KV memory and its queue.
+
+    Attributes:
+        resident_widths: neurons held per layer; no variant may be wider.
+        weight_bytes, kv_bytes: device memory of weights and of KV blocks.
+    """
+
+    def __init__(
+        self,
+        config: EngineConfig,
+        runner: ModelRunner,
+        scheduler: Scheduler,
+        pool: BlockPool,
+        weights: ModelWeights,
+    ) -> None:
+        self.config = config
+        self.resident_widths = tuple(len(layer.gate) for layer in weights.layers)
+        self.weight_bytes = weights.num_bytes
+        self.kv_bytes = runner.kv_bytes
+        self._runner = runner
+        self._scheduler = scheduler
+        self._pool = pool
+        self._weights = weights
+
+    @property
+    def num_unfinished(self) -> int:
+        return self._scheduler.num_unfinished
+
+    @property
+    def num_kv_blocks(self) -> int:
+        return self._pool.num_blocks
+
+    @property
+    def num_free_kv_blocks(self) -> int:
+        return self._pool.num_free
+
+    def check_fits(self, num_prompt_tokens: int, max_tokens: int) -> None:
+        """Raises PromptTooLongError for a request that could not be finished."""
+        limit = self.config.max_model_len
+        if num_prompt_tokens + max_tokens > limit:
+            raise PromptTooLongError(
+                f"the prompt has {num_prompt_tokens:,} tokens and up to {max_tokens:,} were asked for; "
+                f"together they may be {limit:,} (max_model_len): shorten the prompt or ask for fewer tokens"
+            )
+
+    def add(self, request: Request) -> None:
+        """Queues a request. Raises PromptTooLongError."""
+        self.check_fits(len(request.prompt_token_ids), request.sampling.max_tokens)
+        self._scheduler.add(request)
+
+    def abort(self, request: Request) -> None:
+        """Drops a request, unless it has finished already; its blocks are free at once."""
+        self._scheduler.abort(request)
+
+    def step(self) -> tuple[list[TokenOutput], StepStats]:
+        """Computes one batch. Only while requests are unfinished."""
+        start = time.monotonic()
+        decision = self._scheduler.schedule()
+        batch_tokens: Counter[str] = Counter()
+        running: Counter[str] = Counter()
+        for item in decision.scheduled:
+            batch_tokens[item.request.variant.name] += item.num_tokens
+        for request in self._scheduler.running:
+            running[request.variant.name] += 1
+        sampled = self._runner.run(decision)
+        results = self._scheduler.update(decision, {key: token.token_id for key, token in sampled.items()})
+        outputs = [
+            TokenOutput(request, token_id, sampled[request.request_id].logprobs, reason)
+            for request, token_id, reason in results
+        ]
+        return outputs, StepStats(
+            step_seconds=time.monotonic() - start,
+            batch_tokens=batch_tokens,
+            running=running,
+            num_waiting=len(self._scheduler.waiting),
+            kv_usage_ratio=self._pool.usage_ratio,
+            prefix_queries=decision.prefix_queries,
+            prefix_hits=decision.prefix_hits,
+            preemptions=decision.preemptions,
+        )
+
+    def parameters(self, widths: tuple[int, ...]) -> int:
+        """Of the whole network at `widths`, tied matrices once."""
+        return self.standalone_bytes(widths) // self._weights.embedding.itemsize
+
+    def standalone_bytes(self, widths: tuple[int, ...]) -> int:
+        """Weight bytes of a checkpoint cut to `widths`."""
+        removed = sum(
+            (resident - width) * 3 * layer.gate.shape[1] * layer.gate.itemsize
+            for resident, width, layer in zip(self.resident_widths, widths, self._weights.layers, strict=True)
+        )
+        return self.weight_bytes - removed
+
+
+def load_engine(
+    checkpoint: Checkpoint,
+    ranking: Ranking,
+    resident_widths: tuple[int, ...],
+    config: EngineConfig,
+    *,
+    progress: bool = False,
+) -> Engine:
+    """Reads the weights, the widest variant's neurons only, and makes room for KV.
+
+    Raises:
+        ModelError: the checkpoint is damaged.
+        EngineConfigError: the limits contradict each other or the model.
+    """
+    device, dtype = torch.device(config.device), getattr(torch, config.dtype)
+    geometry = ModelGeometry.from_config(checkpoint.config)
+    num_blocks = config.kv_cache_bytes // (geometry.kv_bytes_per_token(dtype) * config.block_size)
+    _check(config, num_blocks * config.block_size, checkpoint.config.max_position_embeddings)
+    weights = load_weights(
+        checkpoint, ranking, resident_widths, device=device, dtype=dtype, progress=progress
+    )
+    model = DecoderModel(checkpoint.config, weights, config.max_model_len)
+    pool = BlockPool(num_blocks, config.block_size, enable_prefix_caching=config.enable_prefix_caching)
+    scheduler = Scheduler(config, pool, _eos_token_ids(checkpoint))
+    runner = ModelRunner(model, config, num_blocks, device, dtype)
+    return Engine(config, runner, scheduler, pool, weights)
+
+
+def _eos_token_ids(checkpoint: Checkpoint) -> frozenset[int]:
+    """The tokens that end an answer, by the generation settings where there are any, else by the model's."""
+    config: GenerationConfig | PretrainedConfig = checkpoint.config
+    if (checkpoint.path / GENERATION_CONFIG_NAME).exists():
+        config = GenerationConfig.from_pretrained(checkpoint.path)
+    ids = config.eos_token_id
+    return frozenset([ids] if isinstance(ids, int) else ids or [])
+
+
+def _check(config: EngineConfig, num_kv_tokens: int, max_positions: int) -> None:
+    if config.max_model_len > num_kv_tokens:
+        raise EngineConfigError(
+            f"{config.kv_cache_bytes:,} bytes of KV cache hold {num_kv_tokens:,} tokens, but max_model_len "
+            f"is {config.max_model_len:,}: enlarge the KV cache or lower max_model_len"
+        )
+    if config.max_model_len > max_positions:
+        raise EngineConfigError(
+            f"max_model_len is {config.max_model_len:,}, but the model's positions end at {max_positions:,}: "
+            "lower max_model_len"
+        )
+    if config.max_num_batched_tokens < config.max_num_seqs:
+        raise EngineConfigError(
+            f"max_num_batched_tokens ({config.max_num_batched_tokens}) is below max_num_seqs "
+            f"({config.max_num_seqs}): a step must have room for one token of every running request"
+        )

@@ -1,0 +1,162 @@
+"""The decoder of the Llama family: embedding, attention, nested MLP, head. Tensors in, logits out.
+
+One implementation serves Llama, Qwen2, Qwen3 and Mistral; they differ in biases, in norms on the heads of
+queries and keys, and in attention windows. Arithmetic follows transformers step by step (norms in float32,
+rotary embedding in the model's dtype), because served logits are compared with its.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+from torch.nn import functional as F
+from transformers import LlamaConfig, PretrainedConfig
+from transformers.activations import ACT2FN
+from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
+
+from server.engine.attention import AttentionPlan, PagedKV
+from server.engine.nested_mlp import NestedMLP, NeuronBlock
+from server.engine.weights import LayerWeights, ModelWeights
+
+
+@dataclass(frozen=True)
+class ModelGeometry:
+    """The numbers that attention and the KV cache are shaped by."""
+
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    norm_eps: float
+    windows: tuple[int | None, ...]  # per layer: tokens a token sees, itself included; None for all
+
+    @classmethod
+    def from_config(cls, config: PretrainedConfig) -> "ModelGeometry":
+        head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        window = getattr(config, "sliding_window", None)
+        if not getattr(config, "use_sliding_window", True):
+            window = None
+        # Where a config does not say which layers slide, all of them do (Mistral).
+        kinds = getattr(config, "layer_types", None) or ["sliding_attention"] * config.num_hidden_layers
+        return cls(
+            num_layers=config.num_hidden_layers,
+            num_heads=config.num_attention_heads,
+            num_kv_heads=config.num_key_value_heads,
+            head_dim=head_dim,
+            norm_eps=config.rms_norm_eps,
+            windows=tuple(window if kind == "sliding_attention" else None for kind in kinds),
+        )
+
+    def kv_bytes_per_token(self, dtype: torch.dtype) -> int:
+        """Keys and values of one token, all layers."""
+        return 2 * self.num_layers * self.num_kv_heads * self.head_dim * dtype.itemsize
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One step's tokens, widest variant first.
+
+    Attributes:
+        token_ids, positions, slots: [tokens]; a slot is where a token's KV is kept.
+        attention: which KV each token attends to.
+        neuron_blocks: per layer, which neurons multiply which tokens.
+        sampling_rows: [requests] the tokens whose logits are wanted.
+    """
+
+    token_ids: torch.Tensor
+    positions: torch.Tensor
+    slots: torch.Tensor
+    attention: AttentionPlan
+    neuron_blocks: Sequence[Sequence[NeuronBlock]]
+    sampling_rows: torch.Tensor
+
+
+class DecoderModel:
+    """A whole decoder over `weights`, for contexts of up to `max_model_len` tokens."""
+
+    def __init__(self, config: PretrainedConfig, weights: ModelWeights, max_model_len: int) -> None:
+        self.geometry = ModelGeometry.from_config(config)
+        self._weights = weights
+        self._cos, self._sin = _rotary_tables(config, max_model_len, weights.embedding)
+        activation = ACT2FN[config.hidden_act]
+        self._layers = [
+            _DecoderLayer(layer, self.geometry, window, activation)
+            for layer, window in zip(weights.layers, self.geometry.windows, strict=True)
+        ]
+
+    def forward(self, batch: Batch, kv: Sequence[PagedKV]) -> torch.Tensor:
+        """Logits [sampling rows, vocabulary] in float32; writes the batch's keys and values into `kv`."""
+        hidden = F.embedding(batch.token_ids, self._weights.embedding)  # [tokens, hidden]
+        rotary = self._cos[batch.positions, None], self._sin[batch.positions, None]  # [tokens, 1, head_dim]
+        for layer, layer_kv, blocks in zip(self._layers, kv, batch.neuron_blocks, strict=True):
+            hidden = layer.forward(hidden, rotary, batch, layer_kv, blocks)
+        hidden = _rms_norm(hidden[batch.sampling_rows], self._weights.norm, self.geometry.norm_eps)
+        return F.linear(hidden, self._weights.head).float()
+
+
+class _DecoderLayer:
+    """Attention and MLP, each behind a norm and added to the residual stream."""
+
+    def __init__(
+        self,
+        weights: LayerWeights,
+        geometry: ModelGeometry,
+        window: int | None,
+        activation: Callable[[torch.Tensor], torch.Tensor],
+    ) -> None:
+        self._weights = weights
+        self._geometry = geometry
+        self._window = window
+        self._mlp = NestedMLP(weights.gate, weights.up, weights.down, activation)
+
+    def forward(
+        self,
+        hidden: torch.Tensor,
+        rotary: tuple[torch.Tensor, torch.Tensor],
+        batch: Batch,
+        kv: PagedKV,
+        blocks: Sequence[NeuronBlock],
+    ) -> torch.Tensor:
+        eps = self._geometry.norm_eps
+        hidden = hidden + self._attention(_rms_norm(hidden, self._weights.input_norm, eps), rotary, batch, kv)
+        return hidden + self._mlp(_rms_norm(hidden, self._weights.mlp_norm, eps), blocks)
+
+    def _attention(
+        self, x: torch.Tensor, rotary: tuple[torch.Tensor, torch.Tensor], batch: Batch, kv: PagedKV
+    ) -> torch.Tensor:
+        weights, geometry = self._weights, self._geometry
+        heads, kv_heads = geometry.num_heads, geometry.num_kv_heads
+        qkv = torch.unflatten(F.linear(x, weights.qkv, weights.qkv_bias), 1, (-1, geometry.head_dim))
+        query, key, value = qkv.split([heads, kv_heads, kv_heads], dim=1)  # [tokens, heads, head_dim]
+        if weights.q_norm is not None and weights.k_norm is not None:
+            query = _rms_norm(query, weights.q_norm, geometry.norm_eps)
+            key = _rms_norm(key, weights.k_norm, geometry.norm_eps)
+        kv.write(batch.slots, _rotate(key, *rotary), value)
+        scale = geometry.head_dim**-0.5
+        output = batch.attention.attend(_rotate(query, *rotary), kv, scale, self._window)
+        return F.linear(output.flatten(1), weights.output, weights.output_bias)
+
+
+def _rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+    """Zhang and Sennrich 2019 (arXiv 1910.07467), over the last dimension, in float32."""
+    wide = x.float()
+    wide = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
+    return weight * wide.to(x.dtype)
+
+
+def _rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    """Rotary position embedding (arXiv 2104.09864), halves layout. `x`: [tokens, heads, head_dim]."""
+    left, right = x.chunk(2, dim=-1)
+    return x * cos + torch.cat((-right, left), dim=-1) * sin
+
+
+def _rotary_tables(
+    config: PretrainedConfig, max_model_len: int, like: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """cos and sin, [max_model_len, head_dim] each, with whatever scaling the checkpoint asks for."""
+    # Llama's class serves all the families: it reads the scaling from whatever configuration it is given.
+    embedding = LlamaRotaryEmbedding(cast("LlamaConfig", config)).to(like.device)
+    positions = torch.arange(max_model_len, device=like.device)[None]
+    cos, sin = embedding(like[:1, :1], positions)
+    return cos[0], sin[0]
