@@ -1,11 +1,12 @@
 """The root of every error that Secateur raises on purpose, and those of models and profiles.
 
-    SecateurError
-    ├── ModelError                  a checkpoint that cannot be read or served
-    │   └── UnsupportedModelError   ... because of its architecture or one of its settings
-    ├── ProfileError                a profile that cannot be read or built
-    │   └── StaleProfileError       ... because it was measured on something else
-    └── RequestError                (server/errors.py) what a client is told over HTTP
+SecateurError
+├── ModelError                  a checkpoint that cannot be read or served
+│   └── UnsupportedModelError   ... because of its architecture or one of its settings
+├── ProfileError                a profile that cannot be read or built
+│   └── StaleProfileError       ... because it was measured on something else
+├── SparsityError               a sparsity that is none
+└── RequestError                (server/errors.py) what a client is told over HTTP
 """
 
 
@@ -27,3 +28,7 @@ class ProfileError(SecateurError):
 
 class StaleProfileError(ProfileError):
     """A profile's fingerprints differ from those of the model, tokenizer or data in use."""
+
+
+class SparsityError(SecateurError, ValueError):
+    """A sparsity outside 0 <= s < 1."""

@@ -1,0 +1,144 @@
+"""Finds a model (a directory, a GGUF file or a hub id) and gives access to its parts.
+
+Knows where files are and what they say; never builds a network, never runs code or unpickles anything
+that comes with a model.
+"""
+
+import json
+import os
+import re
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HFValidationError, StrictDataclassError
+from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
+
+from pruning.architectures import Architecture, architecture_of, check_family
+from pruning.errors import ModelError
+from pruning.fingerprints import model_fingerprint, tokenizer_fingerprint
+from pruning.gguf_conversion import converted_gguf
+from pruning.tensors import TensorReader, open_tensors, shard_files
+
+__all__ = ["Checkpoint", "TensorReader", "default_cache_dir", "open_checkpoint"]
+
+CONFIG_FILE = "config.json"
+HUB_FILES = ["*.safetensors", "*.json", "*.jinja", "tokenizer.model", "merges.txt"]
+# Second copies of the weights in other layouts: Mistral's own format, and subdirectories.
+HUB_FILES_LEFT = ["consolidated*", "*/*"]
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A readable checkpoint of a supported architecture. Made by `open_checkpoint`.
+
+    Attributes:
+        source: what it was opened by; opens it again.
+        path: directory that holds config.json, safetensors and tokenizer.
+        name: of the directory, GGUF file or hub repository.
+        config: transformers' configuration.
+        architecture: the part of it that pruning works on.
+    """
+
+    source: str
+    path: Path
+    name: str
+    config: PretrainedConfig
+    architecture: Architecture
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Names the network: see `model_fingerprint` for what it would miss."""
+        with self.open_tensors() as reader:
+            return model_fingerprint(_read_config(self.path), reader)
+
+    @cached_property
+    def tokenizer_fingerprint(self) -> str:
+        """Names the tokenizer and its chat template."""
+        return tokenizer_fingerprint(self.path)
+
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """Loads the tokenizer. Raises ModelError where there is none or it cannot be read."""
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(
+                self.path, trust_remote_code=False, local_files_only=True
+            )
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise ModelError(f"cannot load the tokenizer in {self.path}: {error}") from error
+        assert isinstance(tokenizer, PreTrainedTokenizerBase)
+        return tokenizer
+
+    def open_tensors(self) -> AbstractContextManager[TensorReader]:
+        """The weights, to be used in a `with` statement."""
+        return open_tensors(self.path)
+
+
+def open_checkpoint(model: str, cache_dir: Path) -> Checkpoint:
+    """Opens a Hugging Face directory, a .gguf file, or a hub id ``owner/name``.
+
+    A GGUF file is dequantised once into a checkpoint under `cache_dir`. The hub is asked only for files
+    that are data (safetensors, JSON, templates), and not at all where HF_HUB_OFFLINE is set.
+
+    Raises:
+        UnsupportedModelError: the architecture, or one of its settings, is not supported.
+        ModelError: it does not exist, cannot be reached, is incomplete or damaged.
+    """
+    path = Path(model).expanduser()
+    if path.is_file():
+        if path.suffix.lower() != ".gguf":
+            raise ModelError(f"{path} is a file, but not .gguf; give the directory that holds config.json")
+        return _checkpoint(model, converted_gguf(path, cache_dir), path.stem)
+    if path.is_dir():
+        return _checkpoint(model, path, path.resolve().name)
+    if HUB_ID.fullmatch(model) and path.suffix.lower() != ".gguf":
+        return _checkpoint(model, _download(model), model.rpartition("/")[2])
+    raise ModelError(
+        f"there is no file or directory {model}; give a checkpoint directory, a .gguf file, "
+        f"or a hub id of the form owner/name"
+    )
+
+
+def default_cache_dir() -> Path:
+    """$SECATEUR_CACHE_DIR, or ~/.cache/secateur. Holds profiles and converted GGUF files."""
+    return Path(os.environ.get("SECATEUR_CACHE_DIR") or "~/.cache/secateur").expanduser()
+
+
+def _checkpoint(source: str, path: Path, name: str) -> Checkpoint:
+    check_family(str(_read_config(path).get("model_type")))
+    try:
+        config = AutoConfig.from_pretrained(path, trust_remote_code=False, local_files_only=True)
+    except (OSError, ValueError, KeyError, TypeError, StrictDataclassError) as error:
+        raise ModelError(f"{path / CONFIG_FILE} is not a valid configuration: {error}") from error
+    assert isinstance(config, PretrainedConfig)
+    architecture = architecture_of(config)
+    shard_files(path)
+    return Checkpoint(source=source, path=path, name=name, config=config, architecture=architecture)
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    file = path / CONFIG_FILE
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ModelError(
+            f"{path} has no {CONFIG_FILE}; give a checkpoint directory, or a .gguf file"
+        ) from error
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{file} cannot be read ({error}); get the file again") from error
+    if not isinstance(config, dict):
+        raise ModelError(f"{file} holds {type(config).__name__}, not an object; get the file again")
+    return config
+
+
+def _download(repo_id: str) -> Path:
+    try:
+        return Path(snapshot_download(repo_id, allow_patterns=HUB_FILES, ignore_patterns=HUB_FILES_LEFT))
+    except (OSError, HFValidationError) as error:  # OSError: every error of the hub and of the network
+        raise ModelError(
+            f"{repo_id} is no local path and cannot be had from the Hugging Face hub ({error}); check the "
+            f"spelling, the network and HF_HUB_OFFLINE, or give the path of a downloaded checkpoint"
+        ) from error
