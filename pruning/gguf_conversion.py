@@ -7,9 +7,9 @@ import hashlib
 import os
 import shutil
 import struct
-import tempfile
 from importlib.util import find_spec
 from pathlib import Path
+from uuid import uuid4
 
 import transformers
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GgufConfig
@@ -34,8 +34,8 @@ def converted_gguf(file: Path, cache_dir: Path) -> Path:
     target = cache_dir / "converted" / _digest(file)
     if target.is_dir():
         return target
-    target.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(dir=target.parent, prefix=".partial-"))
+    partial = target.with_name(f".{target.name}.{uuid4().hex}")
+    partial.mkdir(parents=True)
     try:
         _convert(file, partial)
         _move(partial, target)
