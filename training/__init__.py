@@ -1,0 +1,1 @@
+"""How the embedded model math-mini is made. Not part of the installed packages."""

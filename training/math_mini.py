@@ -1,0 +1,193 @@
+"""Trains math-mini, the model that Secateur ships: `python -m training.math_mini --help`.
+
+Writes a stock Hugging Face checkpoint in bfloat16 that plain transformers loads. The data is generated (see
+training/data.py); measuring the result is the job of training/card.py.
+"""
+
+import argparse
+import json
+import math
+import time
+from copy import deepcopy
+from dataclasses import asdict, dataclass
+from itertools import islice
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+from tqdm import tqdm
+from transformers import GenerationConfig, PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+
+from training.data import IGNORED, batches, turns
+from training.tokenizer import train_tokenizer
+
+EMBEDDED = Path(__file__).parent.parent / "server" / "embedded" / "math-mini"
+VOCAB_SIZE = 1_024
+CONTEXT = 1_024
+TOKENIZER_TURNS = 20_000
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What decides the outcome. The schedule follows the clock: a faster machine sees more tokens.
+
+    Attributes:
+        minutes: of training, warm-up and decay included.
+        seed: of data and initialisation.
+        batch_tokens: positions per step, at most.
+        learning_rate: at its peak.
+        weight_decay: of matrices, AdamW's.
+        threads: CPU threads.
+    """
+
+    minutes: float
+    seed: int
+    batch_tokens: int
+    learning_rate: float
+    weight_decay: float
+    threads: int
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a training has come."""
+
+    steps: int
+    tokens: int
+    seconds: float
+    loss: float
+
+
+def main() -> None:
+    arguments = _parser().parse_args()
+    output: Path = arguments.output
+    settings = Settings(**{name: value for name, value in vars(arguments).items() if name != "output"})
+    torch.set_num_threads(settings.threads)
+    torch.manual_seed(settings.seed)
+    output.mkdir(parents=True, exist_ok=True)
+    texts = (f"{prompt}\n{answer}" for prompt, answer in islice(turns(settings.seed), TOKENIZER_TURNS))
+    tokenizer = train_tokenizer(texts, VOCAB_SIZE, CONTEXT)
+    tokenizer.save_pretrained(output)
+    train(build_model(tokenizer), tokenizer, settings, output)
+
+
+def build_model(tokenizer: PreTrainedTokenizerFast) -> Qwen2ForCausalLM:
+    """A randomly initialised Qwen2 of 4.3 million parameters, float32."""
+    config = Qwen2Config(
+        vocab_size=VOCAB_SIZE,
+        hidden_size=192,
+        intermediate_size=1_024,
+        num_hidden_layers=6,
+        num_attention_heads=6,
+        num_key_value_heads=2,
+        head_dim=32,  # type: ignore[call-arg]  # undeclared, but transformers reads it and so do others
+        max_position_embeddings=CONTEXT,
+        rope_parameters={"rope_type": "default", "rope_theta": 10_000.0},
+        tie_word_embeddings=True,
+        use_sliding_window=False,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        dtype=torch.float32,
+    )
+    return Qwen2ForCausalLM(config)
+
+
+def train(
+    model: Qwen2ForCausalLM, tokenizer: PreTrainedTokenizerFast, settings: Settings, output: Path
+) -> Progress:
+    """Trains `model` in place, writing a checkpoint every five minutes and at the end."""
+    matrices = [p for p in model.parameters() if p.ndim == 2]
+    vectors = [p for p in model.parameters() if p.ndim == 1]
+    optimizer = torch.optim.AdamW(
+        [
+            {"params": matrices, "weight_decay": settings.weight_decay},
+            {"params": vectors, "weight_decay": 0.0},
+        ],
+        lr=settings.learning_rate,
+        betas=(0.9, 0.98),
+        fused=True,
+    )
+    model.train()
+    started = saved = time.monotonic()
+    steps = tokens = 0
+    mean_loss = math.log(VOCAB_SIZE)
+    total_seconds = round(60 * settings.minutes)
+    bar = tqdm(total=total_seconds, unit="s", desc="training", mininterval=5)
+    for batch in batches(tokenizer, settings.seed, settings.batch_tokens, CONTEXT):
+        seconds = time.monotonic() - started
+        share = seconds / (60 * settings.minutes)
+        if share >= 1:
+            break
+        for group in optimizer.param_groups:
+            group["lr"] = settings.learning_rate * learning_rate_factor(steps, share)
+        # Weights stay float32, products run in bfloat16: twice as fast where the CPU has AVX-512 BF16.
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = answer_loss(model, batch.input_ids, batch.labels)
+        loss.backward()  # type: ignore[no-untyped-call]
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+        steps, tokens = steps + 1, tokens + batch.tokens
+        mean_loss += (loss.item() - mean_loss) / min(steps, 50)
+        bar.update(min(round(seconds), total_seconds) - bar.n)
+        bar.set_postfix_str(f"loss {mean_loss:.4f}, step {steps}, {tokens / max(seconds, 1):,.0f} tokens/s")
+        if time.monotonic() - saved > 300:
+            save(model, tokenizer, settings, Progress(steps, tokens, seconds, mean_loss), output)
+            saved = time.monotonic()
+    bar.close()
+    progress = Progress(steps, tokens, time.monotonic() - started, mean_loss)
+    save(model, tokenizer, settings, progress, output)
+    return progress
+
+
+def learning_rate_factor(step: int, share: float) -> float:
+    """Linear warm-up over 200 steps, then flat, then a linear decay to zero from 40% of the time on."""
+    return min(1.0, (step + 1) / 200, (1 - share) / 0.6)
+
+
+def answer_loss(model: Qwen2ForCausalLM, input_ids: Tensor, labels: Tensor) -> Tensor:
+    """Mean cross entropy over the labelled positions, in nats. Both arguments [rows, length]."""
+    hidden = model.model(input_ids).last_hidden_state  # [rows, length, hidden]
+    learned = labels != IGNORED
+    logits = model.lm_head(hidden[learned])  # [labelled positions, vocabulary]: the others need none
+    return cross_entropy(logits.float(), labels[learned])
+
+
+def save(
+    model: Qwen2ForCausalLM,
+    tokenizer: PreTrainedTokenizerFast,
+    settings: Settings,
+    progress: Progress,
+    output: Path,
+) -> None:
+    """Writes the checkpoint in bfloat16 and, as training.json, how it came about."""
+    copy = deepcopy(model).bfloat16()
+    copy.generation_config = GenerationConfig(  # type: ignore[no-untyped-call]
+        do_sample=False, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id
+    )
+    copy.save_pretrained(output)
+    record = {"settings": asdict(settings), "progress": asdict(progress), "torch": torch.__version__}
+    (output / "training.json").write_text(json.dumps(record, indent=2) + "\n")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m training.math_mini",
+        description="Train math-mini on generated arithmetic word problems, from nothing, on a CPU.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument("--output", type=Path, default=EMBEDDED, help="folder for the checkpoint")
+    parser.add_argument("--minutes", type=float, default=50, help="training time by the clock")
+    parser.add_argument("--seed", type=int, default=0, help="of data and initialisation")
+    parser.add_argument("--batch-tokens", type=int, default=4_096, help="positions per step, at most")
+    parser.add_argument("--learning-rate", type=float, default=3e-3, help="AdamW's, at its peak")
+    parser.add_argument("--weight-decay", type=float, default=0.1, help="AdamW's, on matrices")
+    parser.add_argument("--threads", type=int, default=2, help="CPU threads")
+    return parser
+
+
+if __name__ == "__main__":
+    main()
