@@ -7,7 +7,6 @@ import pytest
 
 from eval.tasks.stories import exchanges
 
-
 HERO = re.compile(r"(?:about|with) a (?:\w+ )?(\w+)(?=[.?]| and a )")
 
 
