@@ -61,10 +61,12 @@ def tiny_checkpoint(path: Path, family: str = "qwen2", *, seed: int = 0, **overr
     }
     torch.manual_seed(seed)
     model = AutoModelForCausalLM.from_config(CONFIGS[family](**settings), dtype=dtype)
-    with torch.no_grad():  # the default initialisation is so small that every prompt gives the same answer
+    # The default initialisation is so small that layers change nothing. Embeddings stay small all the same:
+    # where the head is tied to them, large ones make the model repeat its last token.
+    with torch.no_grad():
         for name, parameter in model.named_parameters():
             if parameter.ndim == 2:
-                parameter.normal_(0.0, 1.0 if "embed" in name else parameter.shape[1] ** -0.5)
+                parameter.normal_(0.0, 0.2 if "embed" in name else parameter.shape[1] ** -0.5)
             elif name.endswith("bias"):
                 parameter.normal_(0.0, 0.1)
     model.save_pretrained(path)

@@ -228,8 +228,8 @@ class AsyncEngine:
             while self._take_orders():
                 if self._engine.num_unfinished:
                     outputs, stats = self._engine.step()
-                    self._call_soon(self._deliver, outputs)
                     self.observer.step(stats)
+                    self._call_soon(self._deliver, outputs)
         except BaseException as error:  # the one place where nothing may escape
             logger.critical("The engine has died: nothing can be generated any more.", exc_info=True)
             self.death = error

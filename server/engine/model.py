@@ -128,7 +128,7 @@ class _DecoderLayer:
         weights, geometry = self._weights, self._geometry
         heads, kv_heads = geometry.num_heads, geometry.num_kv_heads
         qkv = torch.unflatten(F.linear(x, weights.qkv, weights.qkv_bias), 1, (-1, geometry.head_dim))
-        query, key, value = qkv.split([heads, kv_heads, kv_heads], dim=1)  # [tokens, heads, head_dim]
+        query, key, value = torch.split(qkv, [heads, kv_heads, kv_heads], dim=1)  # [tokens, heads, head_dim]
         if weights.q_norm is not None and weights.k_norm is not None:
             query = _rms_norm(query, weights.q_norm, geometry.norm_eps)
             key = _rms_norm(key, weights.k_norm, geometry.norm_eps)

@@ -1,0 +1,32 @@
+"""Tiny random checkpoints, each written and opened once a session."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from pruning.checkpoint import open_checkpoint
+from pruning.ranking import rank
+from tests.server.engine.support import Loaded
+from tests.tiny import FAMILIES, tiny_checkpoint
+
+
+@pytest.fixture(scope="session")
+def load(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Loaded]:
+    cache: dict[str, Loaded] = {}
+
+    def loader(family: str = "qwen2", **overrides: object) -> Loaded:
+        key = f"{family}{overrides}"
+        if key not in cache:
+            path = tiny_checkpoint(tmp_path_factory.mktemp(family) / "tiny", family, **overrides)
+            checkpoint = open_checkpoint(str(path), tmp_path_factory.mktemp("cache"))
+            scores = torch.rand(3, 192, generator=torch.Generator().manual_seed(1))
+            cache[key] = Loaded(checkpoint, rank(scores, score="random", profile_digest="none"))
+        return cache[key]
+
+    return loader
+
+
+@pytest.fixture(scope="session", params=FAMILIES)
+def loaded(request: pytest.FixtureRequest, load: Callable[..., Loaded]) -> Loaded:
+    return load(request.param)
