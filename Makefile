@@ -1,0 +1,62 @@
+# The two commands that matter: `make serve` and `make test`. Each sets up all it needs.
+
+PYTHON ?= python3
+VENV ?= .venv
+# What gets installed; any release from 2.9 on works. TORCH_INDEX chooses another index for it, such as
+# https://download.pytorch.org/whl/cpu (no CUDA libraries) or https://download.pytorch.org/whl/cu128.
+TORCH ?= torch==2.13.0
+TORCH_INDEX ?=
+ARGS ?=
+
+BIN := $(VENV)/bin
+
+.PHONY: help install serve test test-reference check format bench wheel image clean
+
+help:  ## List the targets
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
+
+install: $(VENV)/.installed  ## Create the environment with what serving needs
+
+serve: $(VENV)/.installed  ## Serve the embedded model on 127.0.0.1:8000 (ARGS="--port 8001 ...")
+	$(BIN)/secateur serve $(ARGS)
+
+test: $(VENV)/.installed-dev  ## Run the tests; needs no model and no network
+	$(BIN)/pytest $(ARGS)
+
+test-reference: $(VENV)/.installed-dev  ## Run the tests on real models under ~/.cache/reference-models
+	$(BIN)/pytest -m reference --timeout 1200 $(ARGS)
+
+check: $(VENV)/.installed-dev  ## Formatting, lint, types, and the arrows between the packages
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(VENV)/.installed-dev  ## Format and fix what can be fixed
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: $(VENV)/.installed-dev  ## Measure W1-W4 (ARGS="--model DIR --out FILE ...")
+	$(BIN)/python -m bench $(ARGS)
+
+wheel: $(VENV)/.installed  ## Build the wheel into dist/
+	$(BIN)/pip wheel --quiet --no-deps --wheel-dir dist .
+
+image:  ## Build the container image secateur (needs Docker; TORCH_INDEX=... for CUDA)
+	docker build $(if $(TORCH_INDEX),--build-arg TORCH_INDEX=$(TORCH_INDEX)) --tag secateur .
+
+clean:  ## Remove the environment and everything built
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+
+$(VENV)/.torch:
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) $(TORCH)
+	@touch $@
+
+$(VENV)/.installed: $(VENV)/.torch pyproject.toml
+	$(BIN)/pip install --quiet --editable .
+	@touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed
+	$(BIN)/pip install --quiet --editable '.[dev]'
+	@touch $@
