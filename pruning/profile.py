@@ -37,7 +37,7 @@ class TokenMoments:
 
 @dataclass(frozen=True, eq=False)
 class PromptMoments:
-    """Sums over prompts of m, the mean of |h| over a prompt's tokens; each tensor is float64 [layers, neurons]."""
+    """Sums over prompts of m, a prompt's mean |h|; each tensor is float64 [layers, neurons]."""
 
     prompts: int
     sum: Tensor  # of m

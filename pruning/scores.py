@@ -41,9 +41,9 @@ def taylor2(profile: SelectivityProfile) -> Tensor:
     """E[(h ∂L/∂h)²] over all tokens of the target sequences.
 
     L is the negative log-likelihood of the dense model's own answer. Leaving a neuron out changes L by
-    -h ∂L/∂h to first order; the mean square of that is the diagonal of the Fisher information along the
-    neuron's output, so it estimates the divergence from the dense model, in nats, the same in all layers.
-    The criterion of Molchanov et al., 2019 (arXiv 1906.10771), equation 8, on activations.
+    -h ∂L/∂h to first order; the mean square of that is, up to a factor, the divergence from the dense
+    model to second order (Fisher information), in nats, and so means the same in every layer. The
+    criterion of Molchanov et al., 2019 (arXiv 1906.10771), on activations in place of weights.
     """
     tokens = profile.target_prompt.tokens + profile.target_answer.tokens
     _require(tokens, "tokens of target sequences", profile)
@@ -78,7 +78,7 @@ def selectivity(profile: SelectivityProfile) -> Tensor:
 
 
 def magnitude(profile: SelectivityProfile) -> Tensor:
-    """‖W_g row‖ ‖W_u row‖ ‖W_d column‖: how large a neuron's output can get for a given input, data unseen."""
+    """‖W_g row‖ ‖W_u row‖ ‖W_d column‖: how large a neuron's output can get, data unseen."""
     return profile.gate_norm * profile.up_norm * profile.down_norm
 
 

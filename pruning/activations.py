@@ -1,0 +1,145 @@
+"""Sums up what the MLP neurons of a running model do, batch by batch, in constant memory.
+
+h, the input of a layer's down projection, is read with forward hooks; ∂L/∂h with a hook on its gradient.
+Knows transformers' decoders of the supported families; knows no text, files or scores.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+from transformers import PreTrainedModel
+
+from pruning.batches import IGNORED_LABEL, TokenBatch
+from pruning.profile import PromptMoments, TokenMoments
+
+LOGIT_ROWS = 256  # positions whose logits are held at once: vocabularies are large
+
+
+class MomentSums:
+    """Running sums over the batches of one domain. Batches are summed in float32, their sums in float64."""
+
+    def __init__(self, num_layers: int, num_neurons: int) -> None:
+        # [prompt or answer; h, |h| or h²; layers; neurons]
+        self._sums = torch.zeros(2, 3, num_layers, num_neurons, dtype=torch.float64)
+        self._per_prompt = torch.zeros(2, num_layers, num_neurons, dtype=torch.float64)
+        self._tokens = [0, 0]
+        self._prompts = 0
+
+    def count(self, batch: TokenBatch) -> None:
+        """Counts a batch's tokens and prompts, once for all layers."""
+        self._tokens[0] += int(batch.prompt_mask.sum())
+        self._tokens[1] += int(batch.answer_mask.sum())
+        self._prompts += len(batch.input_ids)
+
+    def add(self, layer: int, h: Tensor, batch: TokenBatch) -> None:
+        """Adds one layer's h [sequences, tokens, neurons]; padding is left out."""
+        h = h.detach().float()
+        for part, mask in enumerate((batch.prompt_mask, batch.answer_mask)):
+            kept = h[mask]  # [tokens of this part, neurons]
+            for moment, values in enumerate((kept, kept.abs(), kept.square())):
+                self._sums[part, moment, layer] += values.sum(dim=0).cpu()
+        masked = h.abs() * batch.prompt_mask.unsqueeze(-1)
+        means = masked.sum(dim=1) / batch.prompt_mask.sum(dim=1, keepdim=True)  # [sequences, neurons]
+        self._per_prompt[0, layer] += means.sum(dim=0).cpu()
+        self._per_prompt[1, layer] += means.square().sum(dim=0).cpu()
+
+    @property
+    def prompt(self) -> TokenMoments:
+        return TokenMoments(self._tokens[0], *self._sums[0])
+
+    @property
+    def answer(self) -> TokenMoments:
+        return TokenMoments(self._tokens[1], *self._sums[1])
+
+    @property
+    def per_prompt(self) -> PromptMoments:
+        return PromptMoments(self._prompts, *self._per_prompt)
+
+
+def add_moments(model: PreTrainedModel, batch: TokenBatch, sums: MomentSums) -> None:
+    """Runs a batch and adds its activations to `sums`."""
+    sums.count(batch)
+    with torch.no_grad(), _watching(model, lambda layer, h: sums.add(layer, h, batch)):
+        _decoder(model)(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False)
+
+
+def add_moments_and_gradients(
+    model: PreTrainedModel, batch: TokenBatch, sums: MomentSums, taylor_sq_sum: Tensor
+) -> None:
+    """Runs a batch forward and back, and adds its activations to `sums` and (h ∂L/∂h)² to `taylor_sq_sum`.
+
+    L is the negative log-likelihood of each sequence's answer tokens, summed, in nats. Parameters need no
+    gradients and get none: only the embedded input requires one, so memory is that of the activations.
+
+    Args:
+        taylor_sq_sum: float64 [layers, neurons], on the CPU; changed in place.
+    """
+    sums.count(batch)
+
+    def watch(layer: int, h: Tensor) -> None:
+        sums.add(layer, h, batch)
+        value = h.detach()  # not `h` itself: a hook that holds its own tensor would never be freed
+
+        def add(gradient: Tensor) -> None:
+            # No mask: padding comes after the text, so no loss depends on it and its gradient is zero.
+            change = value.float() * gradient.float()
+            taylor_sq_sum[layer] += change.square().sum(dim=(0, 1)).cpu()
+
+        h.register_hook(add)  # type: ignore[no-untyped-call]
+
+    embedded = model.get_input_embeddings()(batch.input_ids).detach().requires_grad_()
+    with _watching(model, watch):
+        hidden = _decoder(model)(
+            inputs_embeds=embedded, attention_mask=batch.attention_mask, use_cache=False
+        ).last_hidden_state  # [sequences, tokens, hidden]
+    predicting = batch.labels != IGNORED_LABEL
+    _backward(model, hidden[predicting], batch.labels[predicting])
+
+
+def weight_norms(model: PreTrainedModel) -> tuple[Tensor, Tensor, Tensor]:
+    """Euclidean norms of each neuron's gate row, up row and down column; float64 [layers, neurons] each."""
+    norms: tuple[list[Tensor], list[Tensor], list[Tensor]] = ([], [], [])
+    for mlp in mlps(model):
+        for found, weight, dim in zip(
+            norms, (mlp.gate_proj.weight, mlp.up_proj.weight, mlp.down_proj.weight), (1, 1, 0), strict=True
+        ):
+            found.append(weight.detach().float().norm(dim=dim).double().cpu())
+    gate, up, down = (torch.stack(found) for found in norms)
+    return gate, up, down
+
+
+def mlps(model: PreTrainedModel) -> list[Any]:
+    """The MLP modules of a supported model, in layer order."""
+    return [layer.mlp for layer in _decoder(model).layers]
+
+
+def _decoder(model: PreTrainedModel) -> Any:
+    return cast("Any", model).model
+
+
+@contextmanager
+def _watching(model: PreTrainedModel, see: Callable[[int, Tensor], None]) -> Iterator[None]:
+    """Calls `see` with a layer's index and its h, whenever the layer's down projection is about to run."""
+
+    def hook_of(layer: int) -> Callable[[nn.Module, tuple[Tensor]], None]:
+        return lambda _, inputs: see(layer, inputs[0])
+
+    hooks = [mlp.down_proj.register_forward_pre_hook(hook_of(layer)) for layer, mlp in enumerate(mlps(model))]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _backward(model: PreTrainedModel, hidden: Tensor, labels: Tensor) -> None:
+    """Backpropagates the summed cross-entropy of `labels` [positions] from `hidden` [positions, hidden]."""
+    head = cast("Any", model).lm_head
+    leaf = hidden.detach().requires_grad_()
+    for rows, wanted in zip(torch.split(leaf, LOGIT_ROWS), torch.split(labels, LOGIT_ROWS), strict=True):
+        cross_entropy(head(rows).float(), wanted, reduction="sum").backward()  # type: ignore[no-untyped-call]
+    hidden.backward(leaf.grad)  # type: ignore[no-untyped-call]

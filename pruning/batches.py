@@ -1,0 +1,82 @@
+"""Groups token sequences into padded batches for measuring. Knows token ids, not text and not models."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+IGNORED_LABEL = -100  # what torch's cross-entropy leaves out by default
+
+
+@dataclass(frozen=True)
+class TokenSequence:
+    """A prompt and what the model answered; no answer where only the prompt is of interest."""
+
+    prompt: tuple[int, ...]
+    answer: tuple[int, ...] = ()
+
+    @property
+    def fed(self) -> tuple[int, ...]:
+        """The tokens that the model is fed when it serves: the last one of an answer never is."""
+        return self.prompt + self.answer[:-1]
+
+
+@dataclass(frozen=True, eq=False)
+class TokenBatch:
+    """Sequences padded on the right; all tensors are [sequences, tokens].
+
+    Attributes:
+        input_ids: int64, the tokens fed.
+        prompt_mask: bool, tokens of prompts. No padding.
+        answer_mask: bool, tokens of answers. No padding.
+        labels: int64, at each position the answer token that comes next, -100 where none does.
+    """
+
+    input_ids: Tensor
+    prompt_mask: Tensor
+    answer_mask: Tensor
+    labels: Tensor
+
+    @property
+    def attention_mask(self) -> Tensor:
+        return (self.prompt_mask | self.answer_mask).long()
+
+
+def pad_batch(sequences: Sequence[TokenSequence], device: torch.device) -> TokenBatch:
+    """Puts sequences of any lengths into one batch on `device`."""
+    shape = (len(sequences), max(len(sequence.fed) for sequence in sequences))
+    input_ids = torch.zeros(shape, dtype=torch.int64)
+    prompt_mask = torch.zeros(shape, dtype=torch.bool)
+    answer_mask = torch.zeros(shape, dtype=torch.bool)
+    labels = torch.full(shape, IGNORED_LABEL)
+    for row, sequence in enumerate(sequences):
+        prompt_end, end = len(sequence.prompt), len(sequence.fed)
+        input_ids[row, :end] = torch.tensor(sequence.fed)
+        prompt_mask[row, :prompt_end] = True
+        answer_mask[row, prompt_end:end] = True
+        if sequence.answer:
+            labels[row, prompt_end - 1 : end] = torch.tensor(sequence.answer)
+    return TokenBatch(
+        input_ids=input_ids.to(device),
+        prompt_mask=prompt_mask.to(device),
+        answer_mask=answer_mask.to(device),
+        labels=labels.to(device),
+    )
+
+
+def grouped(lengths: Sequence[int], max_tokens: int, max_rows: int) -> Iterator[list[int]]:
+    """Indices in groups of like lengths, the longest first, so that what needs most memory fails at once.
+
+    A group has at most `max_rows` members and, padded, at most `max_tokens` tokens; a single sequence that
+    is longer has a group of its own.
+    """
+    group: list[int] = []
+    for index in sorted(range(len(lengths)), key=lambda index: -lengths[index]):
+        longest = lengths[group[0]] if group else 0
+        if group and (len(group) == max_rows or (len(group) + 1) * longest > max_tokens):
+            yield group
+            group = []
+        group.append(index)
+    if group:
+        yield group

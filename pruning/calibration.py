@@ -1,0 +1,210 @@
+"""Builds a profile: loads the dense model, lets it answer the calibration prompts, measures its neurons.
+
+Knows which passes are run over what; how it answers is answers.py's, the sums are activations.py's, and the
+file format is profile.py's.
+"""
+
+import hashlib
+import json
+import logging
+import platform
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from datetime import datetime, timezone
+from functools import cached_property
+from typing import Any, cast
+
+import torch
+import transformers
+from torch import Tensor
+from tqdm import tqdm
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from pruning.activations import MomentSums, add_moments, add_moments_and_gradients, weight_norms
+from pruning.answers import own_answers, prompt_token_ids
+from pruning.architectures import Architecture
+from pruning.batches import TokenBatch, TokenSequence, grouped, pad_batch
+from pruning.checkpoint import Checkpoint
+from pruning.errors import ModelError, ProfileError
+from pruning.profile import Provenance, SelectivityProfile
+
+logger = logging.getLogger(__name__)
+
+MEASURED_TOKENS = 1024  # in one pass: activations of all layers are held for the pass back
+MEASURED_ROWS = 64
+
+
+@dataclass(frozen=True)
+class CalibrationData:
+    """What a model is measured on.
+
+    Attributes:
+        target: user messages of the target task.
+        distractor: user messages that have nothing to do with it.
+        seed: that the prompts were drawn with, and that seeded scores use.
+        max_new_tokens: length limit of the model's own answers to the target prompts.
+    """
+
+    target: tuple[str, ...]
+    distractor: tuple[str, ...]
+    seed: int
+    max_new_tokens: int
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Hexadecimal SHA-256 of everything above."""
+        return hashlib.sha256(json.dumps(asdict(self)).encode()).hexdigest()
+
+
+def build_profile(
+    checkpoint: Checkpoint,
+    task_name: str,
+    data: CalibrationData,
+    *,
+    device: str | torch.device,
+    dtype: torch.dtype,
+    progress: bool,
+) -> SelectivityProfile:
+    """Loads the model and measures it: answers first, greedily, then one pass over all sequences.
+
+    Target sequences are a prompt and the model's answer, run forward and back; distractors are prompts
+    alone, run forward. Greedy answers and sums are deterministic for a given machine, dtype and versions.
+
+    Args:
+        progress: shows a bar with the time left, on stderr, for each of the two phases.
+
+    Raises:
+        ModelError: the checkpoint is incomplete or has no tokenizer.
+        ProfileError: no prompts, prompts that do not fit the context, or activations that are not finite.
+    """
+    if not data.target or not data.distractor:
+        raise ProfileError(
+            f"there are {len(data.target)} target and {len(data.distractor)} distractor prompts; "
+            f"a profile needs at least one of each"
+        )
+    tokenizer = checkpoint.tokenizer()
+    targets = [prompt_token_ids(tokenizer, prompt) for prompt in data.target]
+    distractors = [prompt_token_ids(tokenizer, prompt) for prompt in data.distractor]
+    _check_lengths(checkpoint, targets, data.max_new_tokens)
+    _check_lengths(checkpoint, distractors, 0)
+
+    model = _load(checkpoint, torch.device(device), dtype)
+    answers = own_answers(model, targets, data.max_new_tokens, progress=progress)
+    if answers.unfinished:
+        logger.warning(
+            "%d of %d answers did not end within %d tokens; they are measured as far as they go",
+            answers.unfinished,
+            len(targets),
+            data.max_new_tokens,
+        )
+    provenance = Provenance(
+        model_name=checkpoint.name,
+        model=checkpoint.fingerprint,
+        tokenizer=checkpoint.tokenizer_fingerprint,
+        data=data.fingerprint,
+        task=task_name,
+        seed=data.seed,
+        dtype=str(dtype).removeprefix("torch."),
+        max_new_tokens=data.max_new_tokens,
+        unfinished_answers=answers.unfinished,
+        created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        versions={
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+        },
+    )
+    target_sequences = [
+        TokenSequence(tuple(prompt), tuple(answer))
+        for prompt, answer in zip(targets, answers.token_ids, strict=True)
+    ]
+    distractor_sequences = [TokenSequence(tuple(prompt)) for prompt in distractors]
+    return _measure(
+        model,
+        checkpoint.architecture,
+        target_sequences,
+        distractor_sequences,
+        provenance,
+        progress=progress,
+    )
+
+
+def _measure(
+    model: PreTrainedModel,
+    architecture: Architecture,
+    targets: Sequence[TokenSequence],
+    distractors: Sequence[TokenSequence],
+    provenance: Provenance,
+    *,
+    progress: bool,
+) -> SelectivityProfile:
+    shape = (architecture.num_layers, architecture.intermediate_size)
+    target_sums, distractor_sums = MomentSums(*shape), MomentSums(*shape)
+    taylor_sq_sum = torch.zeros(shape, dtype=torch.float64)
+    with tqdm(
+        total=len(targets) + len(distractors), desc="activations", unit="sequence", disable=not progress
+    ) as bar:
+        for batch in _batches(targets, model.device):
+            add_moments_and_gradients(model, batch, target_sums, taylor_sq_sum)
+            bar.update(len(batch.input_ids))
+        for batch in _batches(distractors, model.device):
+            add_moments(model, batch, distractor_sums)
+            bar.update(len(batch.input_ids))
+    _check_finite(target_sums.prompt.sq_sum + target_sums.answer.sq_sum + taylor_sq_sum, provenance)
+    _check_finite(distractor_sums.prompt.sq_sum, provenance)
+    gate_norm, up_norm, down_norm = weight_norms(model)
+    return SelectivityProfile(
+        provenance=provenance,
+        target_prompt=target_sums.prompt,
+        target_answer=target_sums.answer,
+        distractor_prompt=distractor_sums.prompt,
+        target_per_prompt=target_sums.per_prompt,
+        distractor_per_prompt=distractor_sums.per_prompt,
+        taylor_sq_sum=taylor_sq_sum,
+        gate_norm=gate_norm,
+        up_norm=up_norm,
+        down_norm=down_norm,
+    )
+
+
+def _batches(sequences: Sequence[TokenSequence], device: torch.device) -> Iterator[TokenBatch]:
+    lengths = [len(sequence.fed) for sequence in sequences]
+    for group in grouped(lengths, MEASURED_TOKENS, MEASURED_ROWS):
+        yield pad_batch([sequences[index] for index in group], device)
+
+
+def _load(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> PreTrainedModel:
+    model, loading = cast("Any", AutoModelForCausalLM).from_pretrained(
+        checkpoint.path,
+        dtype=dtype,
+        trust_remote_code=False,
+        local_files_only=True,
+        use_safetensors=True,
+        output_loading_info=True,
+    )
+    if loading["missing_keys"]:  # transformers would go on with random values in their place
+        raise ModelError(
+            f"{checkpoint.path} has no tensors {', '.join(sorted(loading['missing_keys']))}; "
+            f"the checkpoint is incomplete, get it again"
+        )
+    return cast("PreTrainedModel", model.to(device).eval().requires_grad_(False))
+
+
+def _check_lengths(checkpoint: Checkpoint, prompts: Sequence[Sequence[int]], new_tokens: int) -> None:
+    context = checkpoint.config.max_position_embeddings
+    longest = max(len(prompt) for prompt in prompts)
+    if not all(prompts):
+        raise ProfileError("a calibration prompt has no tokens; leave empty prompts out")
+    if longest + new_tokens > context:
+        raise ProfileError(
+            f"a calibration prompt has {longest:,} tokens and its answer may have {new_tokens:,}; "
+            f"{checkpoint.name} takes {context:,} together: use shorter prompts or a smaller max_new_tokens"
+        )
+
+
+def _check_finite(sums: Tensor, provenance: Provenance) -> None:
+    if not bool(torch.isfinite(sums).all()):
+        raise ProfileError(
+            f"activations of {provenance.model_name} or their gradients are not finite in "
+            f"{provenance.dtype}; measure in bfloat16 or float32"
+        )

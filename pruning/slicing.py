@@ -1,0 +1,52 @@
+"""Cuts the MLPs of a loaded transformers model down to a variant's widths, physically.
+
+The reference that served variants, which are views, are compared with, and what exports are made of.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from pruning.activations import mlps
+from pruning.errors import ProfileError
+from pruning.ranking import Ranking
+
+
+def slice_model(model: PreTrainedModel, ranking: Ranking, widths: Sequence[int]) -> PreTrainedModel:
+    """Keeps the first `widths[l]` neurons of every layer `l`, in ranking order.
+
+    Changes the model in place and returns it. Its configuration names one width for all layers, so it is
+    updated only where they are equal; a model of unequal widths runs, but cannot be saved and loaded again.
+
+    Raises:
+        ProfileError: the ranking is of another model, or the widths do not fit it.
+    """
+    layers = mlps(model)
+    shape = (len(layers), layers[0].down_proj.in_features)
+    if tuple(ranking.permutation.shape) != shape:
+        raise ProfileError(
+            f"the ranking orders {list(ranking.permutation.shape)} [layers, neurons], but the model has "
+            f"{list(shape)}; rank a profile of this model"
+        )
+    if len(widths) != shape[0] or not all(1 <= width <= shape[1] for width in widths):
+        raise ProfileError(f"the widths are {list(widths)}; {shape[0]} from 1 to {shape[1]} fit the model")
+    for mlp, permutation, width in zip(layers, ranking.permutation, widths, strict=True):
+        kept = permutation[:width].to(mlp.down_proj.weight.device)
+        mlp.gate_proj = _linear(mlp.gate_proj.weight[kept])
+        mlp.up_proj = _linear(mlp.up_proj.weight[kept])
+        mlp.down_proj = _linear(mlp.down_proj.weight[:, kept])
+        mlp.intermediate_size = width
+    if len(set(widths)) == 1:
+        model.config.intermediate_size = widths[0]
+    return model
+
+
+def _linear(weight: Tensor) -> nn.Linear:
+    """A linear layer without bias whose weight [out, in] is a copy of `weight`."""
+    out_features, in_features = weight.shape
+    linear = nn.Linear(in_features, out_features, bias=False, device=weight.device, dtype=weight.dtype)
+    with torch.no_grad():
+        linear.weight.copy_(weight)
+    return linear
