@@ -48,7 +48,7 @@ class Batch:
 def turns(seed: int) -> Iterator[tuple[str, str]]:
     """An endless stream of (user message, answer), a fifth of it no arithmetic."""
     rng = random.Random(f"mixture/{seed}")
-    arithmetic, other = problems("training", seed), exchanges(seed)
+    arithmetic, other = problems("training", seed), exchanges(str(seed))
     while True:
         if rng.random() < DISTRACTOR_SHARE:
             exchange = next(other)

@@ -32,7 +32,7 @@ class ArithmeticTask:
 
     def distractors(self, count: int, seed: int) -> list[str]:
         """Requests for stories, and questions about short passages."""
-        return [exchange.prompt for exchange in islice(exchanges(seed), count)]
+        return [exchange.prompt for exchange in islice(exchanges(f"distractors/{seed}"), count)]
 
     def grade(self, item: TaskItem, answer: str) -> bool:
         """Whether the last line ``#### N`` of `answer` gives the number in `item.reference`."""

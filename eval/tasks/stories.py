@@ -18,9 +18,9 @@ class Exchange:
     answer: str
 
 
-def exchanges(seed: int) -> Iterator[Exchange]:
-    """An endless stream, half stories and half questions; the same for the same seed on every machine."""
-    rng = random.Random(f"stories/{seed}")
+def exchanges(stream: str) -> Iterator[Exchange]:
+    """Half stories, half questions, without end; the same on every machine for a stream of the same name."""
+    rng = random.Random(f"stories/{stream}")
     while True:
         yield (_story if rng.random() < 0.5 else _question)(rng)
 

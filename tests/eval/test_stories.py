@@ -12,7 +12,7 @@ HERO = re.compile(r"(?:about|with) a (?:\w+ )?(\w+)(?=[.?]| and a )")
 
 @pytest.fixture(scope="module")
 def sample():
-    return list(islice(exchanges(seed=4), 600))
+    return list(islice(exchanges("4"), 600))
 
 
 def is_question(exchange):
@@ -46,5 +46,5 @@ def test_it_holds_no_arithmetic(sample):
 
 def test_it_is_varied_and_seeded(sample):
     assert len({e.prompt + e.answer for e in sample}) > 0.95 * len(sample)
-    assert sample == list(islice(exchanges(seed=4), 600))
-    assert sample != list(islice(exchanges(seed=5), 600))
+    assert sample == list(islice(exchanges("4"), 600))
+    assert sample != list(islice(exchanges("5"), 600))
