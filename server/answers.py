@@ -1,0 +1,274 @@
+"""What answers look like on the wire: OpenAI's objects, plus `secateur`, which says what was applied.
+
+Formats what is handed in. A stream's chunks carry `secateur` once, in the first; every object names the
+variant in `model`.
+"""
+
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any, ClassVar, Literal
+
+from pydantic import BaseModel, SerializeAsAny, SerializerFunctionWrapHandler, model_serializer
+
+from server.engine.request import FinishReason, TokenLogprobs
+from server.engine.variant import Variant
+from server.generation import Choice, TokenUsage
+from server.tokenization import PromptTokenizer
+
+
+class AppliedVariant(BaseModel):
+    """The size of the model that answered."""
+
+    variant: str
+    sparsity: float
+    exact_sparsity: float
+
+
+class CachedTokens(BaseModel):
+    """The part of a prompt that was computed for an earlier request."""
+
+    cached_tokens: int
+
+
+class Usage(BaseModel):
+    """Tokens of one HTTP request, all choices together."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+    prompt_tokens_details: CachedTokens
+
+
+class CompletionLogprobs(BaseModel):
+    """Of completions: parallel lists, one entry a token. Offsets count characters of the answer's text."""
+
+    tokens: list[str]
+    token_logprobs: list[float]
+    top_logprobs: list[dict[str, float]] | None
+    text_offset: list[int]
+
+
+class CompletionChoice(BaseModel):
+    index: int
+    text: str
+    logprobs: CompletionLogprobs | None
+    finish_reason: FinishReason | None
+
+
+class TopLogprob(BaseModel):
+    token: str
+    logprob: float
+    bytes: list[int] | None
+
+
+class ChatTokenLogprob(TopLogprob):
+    top_logprobs: list[TopLogprob]
+
+
+class ChatLogprobs(BaseModel):
+    """Of chats: one entry a token."""
+
+    content: list[ChatTokenLogprob]
+
+
+class AssistantMessage(BaseModel):
+    role: Literal["assistant"] = "assistant"
+    content: str
+
+
+class ChatChoice(BaseModel):
+    index: int
+    message: AssistantMessage
+    logprobs: ChatLogprobs | None
+    finish_reason: FinishReason | None
+
+
+class ChatChunkChoice(BaseModel):
+    index: int
+    delta: dict[str, str]
+    logprobs: ChatLogprobs | None
+    finish_reason: FinishReason | None
+
+
+class Answer(BaseModel):
+    """A whole answer, or one chunk of a stream; `usage` and `secateur` are left out where they are None."""
+
+    id: str
+    object: str
+    created: int
+    model: str
+    choices: list[SerializeAsAny[BaseModel]]
+    usage: Usage | None = None
+    secateur: AppliedVariant | None = None
+
+    @model_serializer(mode="wrap")
+    def _without_empty(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        fields: dict[str, Any] = serialize(self)
+        return {name: value for name, value in fields.items() if value is not None}
+
+
+class AnswerFormat(ABC):
+    """Writes the answer to one HTTP request, whole or in chunks."""
+
+    id_prefix: ClassVar[str]
+    whole_object: ClassVar[str]
+    chunk_object: ClassVar[str]
+
+    def __init__(self, request_id: str, variant: Variant, tokenizer: PromptTokenizer) -> None:
+        self._id = f"{self.id_prefix}-{request_id}"
+        self._created = int(time.time())
+        self._variant = variant
+        self._tokenizer = tokenizer
+        self._begun: set[int] = set()  # choices that have had a chunk
+
+    def whole(self, choices: Sequence[Choice], usage: TokenUsage) -> Answer:
+        """The answer when it is not streamed."""
+        told = [self._whole_choice(index, choice) for index, choice in enumerate(choices)]
+        return self._answer(self.whole_object, told, usage=_usage(usage), secateur=self._applied())
+
+    def part(
+        self, index: int, text: str, logprobs: Sequence[TokenLogprobs], reason: FinishReason | None
+    ) -> Answer:
+        """The chunk for one delta; the first of all says what was applied."""
+        secateur = None if self._begun else self._applied()
+        choice = self._part_choice(index, text, logprobs, reason)
+        self._begun.add(index)
+        return self._answer(self.chunk_object, [choice], secateur=secateur)
+
+    def closing(self, usage: TokenUsage) -> Answer:
+        """The chunk that `stream_options.include_usage` asks for."""
+        return self._answer(self.chunk_object, [], usage=_usage(usage))
+
+    @abstractmethod
+    def _whole_choice(self, index: int, choice: Choice) -> BaseModel: ...
+
+    @abstractmethod
+    def _part_choice(
+        self, index: int, text: str, logprobs: Sequence[TokenLogprobs], reason: FinishReason | None
+    ) -> BaseModel: ...
+
+    def _answer(
+        self,
+        object_name: str,
+        choices: Sequence[BaseModel],
+        *,
+        usage: Usage | None = None,
+        secateur: AppliedVariant | None = None,
+    ) -> Answer:
+        return Answer(
+            id=self._id,
+            object=object_name,
+            created=self._created,
+            model=self._variant.name,
+            choices=list(choices),
+            usage=usage,
+            secateur=secateur,
+        )
+
+    def _applied(self) -> AppliedVariant:
+        variant = self._variant
+        return AppliedVariant(
+            variant=variant.name, sparsity=variant.sparsity, exact_sparsity=variant.exact_sparsity
+        )
+
+
+class CompletionFormat(AnswerFormat):
+    """Of POST /v1/completions."""
+
+    id_prefix = "cmpl"
+    whole_object = chunk_object = "text_completion"
+
+    def __init__(self, request_id: str, variant: Variant, tokenizer: PromptTokenizer) -> None:
+        super().__init__(request_id, variant, tokenizer)
+        self._offsets: dict[int, int] = {}  # choice -> characters told so far
+
+    def _whole_choice(self, index: int, choice: Choice) -> CompletionChoice:
+        return self._part_choice(index, choice.text, choice.logprobs, choice.finish_reason)
+
+    def _part_choice(
+        self, index: int, text: str, logprobs: Sequence[TokenLogprobs], reason: FinishReason | None
+    ) -> CompletionChoice:
+        return CompletionChoice(
+            index=index,
+            text=text,
+            logprobs=self._logprobs(index, logprobs) if logprobs else None,
+            finish_reason=reason,
+        )
+
+    def _logprobs(self, index: int, logprobs: Sequence[TokenLogprobs]) -> CompletionLogprobs:
+        tokens = [self._tokenizer.token_text(position.token_id) for position in logprobs]
+        offset, offsets = self._offsets.get(index, 0), []
+        for token in tokens:
+            offsets.append(offset)
+            offset += len(token)
+        self._offsets[index] = offset
+        top = [
+            {self._tokenizer.token_text(token_id): logprob for token_id, logprob in position.top}
+            for position in logprobs
+        ]
+        return CompletionLogprobs(
+            tokens=tokens,
+            token_logprobs=[position.logprob for position in logprobs],
+            top_logprobs=top if any(top) else None,
+            text_offset=offsets,
+        )
+
+
+class ChatFormat(AnswerFormat):
+    """Of POST /v1/chat/completions."""
+
+    id_prefix = "chatcmpl"
+    whole_object = "chat.completion"
+    chunk_object = "chat.completion.chunk"
+
+    def _whole_choice(self, index: int, choice: Choice) -> ChatChoice:
+        return ChatChoice(
+            index=index,
+            message=AssistantMessage(content=choice.text),
+            logprobs=self._logprobs(choice.logprobs),
+            finish_reason=choice.finish_reason,
+        )
+
+    def _part_choice(
+        self, index: int, text: str, logprobs: Sequence[TokenLogprobs], reason: FinishReason | None
+    ) -> ChatChunkChoice:
+        delta = {"content": text} if text else {}
+        if index not in self._begun:
+            delta = {"role": "assistant", "content": text}
+        return ChatChunkChoice(
+            index=index,
+            delta=delta,
+            logprobs=self._logprobs(logprobs),
+            finish_reason=reason,
+        )
+
+    def _logprobs(self, logprobs: Sequence[TokenLogprobs]) -> ChatLogprobs | None:
+        if not logprobs:
+            return None
+        content = [
+            ChatTokenLogprob(
+                token=self._tokenizer.token_text(position.token_id),
+                bytes=self._tokenizer.token_bytes(position.token_id),
+                logprob=position.logprob,
+                top_logprobs=[self._top_logprob(*alternative) for alternative in position.top],
+            )
+            for position in logprobs
+        ]
+        return ChatLogprobs(content=content)
+
+    def _top_logprob(self, token_id: int, logprob: float) -> TopLogprob:
+        return TopLogprob(
+            token=self._tokenizer.token_text(token_id),
+            bytes=self._tokenizer.token_bytes(token_id),
+            logprob=logprob,
+        )
+
+
+def _usage(usage: TokenUsage) -> Usage:
+    return Usage(
+        prompt_tokens=usage.prompt_tokens,
+        completion_tokens=usage.completion_tokens,
+        total_tokens=usage.prompt_tokens + usage.completion_tokens,
+        prompt_tokens_details=CachedTokens(cached_tokens=usage.cached_tokens),
+    )

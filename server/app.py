@@ -1,0 +1,106 @@
+"""Puts the HTTP surface together: routes, middleware, error envelopes, the engine's start and stop.
+
+Builds; the collaborators come in ready-made from server/__main__.py or from a test.
+"""
+
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, Response
+
+from pruning.errors import SecateurError
+from server import __version__
+from server.engine.async_engine import AsyncEngine
+from server.errors import RequestError, request_error
+from server.generation import Generations
+from server.metrics import Metrics
+from server.middleware import (
+    REQUEST_ID_HEADER,
+    AdminMiddleware,
+    ApiKeyMiddleware,
+    BodyLimitMiddleware,
+    ErrorMiddleware,
+    RequestIdMiddleware,
+)
+from server.routes.admin import admin_router
+from server.routes.chat import chat_router
+from server.routes.completions import completions_router
+from server.routes.models import models_router
+from server.routes.operations import operations_router
+from server.routes.tokenize import tokenize_router
+from server.settings import HttpSettings
+from server.tokenization import PromptTokenizer
+from server.variants import VariantRegistry
+
+CLIENT_CLOSED_REQUEST = 499  # nginx's; nobody receives it, but the log shows it
+
+
+def build_app(
+    *,
+    settings: HttpSettings,
+    engine: AsyncEngine,
+    generations: Generations,
+    registry: VariantRegistry,
+    tokenizer: PromptTokenizer,
+    metrics: Metrics,
+    max_model_len: int,
+) -> FastAPI:
+    """The ASGI application. Its lifespan starts and stops the engine."""
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        engine.start()
+        try:
+            yield
+        finally:
+            await engine.stop()
+
+    def count(error: RequestError) -> None:
+        metrics.rejected(error.code)
+
+    app = FastAPI(
+        title="Secateur",
+        version=__version__,
+        lifespan=lifespan,
+        docs_url=None,  # these pages load their scripts from elsewhere
+        redoc_url=None,
+        redirect_slashes=False,
+    )
+    app.include_router(completions_router(generations, tokenizer, count))
+    app.include_router(chat_router(generations, tokenizer, max_model_len, count))
+    app.include_router(models_router(registry, int(time.time()), max_model_len))
+    app.include_router(tokenize_router(tokenizer, max_model_len))
+    app.include_router(admin_router(registry, metrics.declare))
+    app.include_router(operations_router(engine, generations, metrics))
+    for status in registry.offer().statuses:
+        metrics.declare(status.variant.name)
+
+    def respond(error: RequestError) -> Response:
+        count(error)
+        return JSONResponse(error.envelope(), error.status, headers=error.headers)
+
+    async def handle(request: Request, error: Exception) -> Response:
+        response = respond(request_error(error))
+        response.headers[REQUEST_ID_HEADER] = request.state.request_id
+        return response
+
+    async def handle_disconnect(request: Request, error: Exception) -> Response:
+        return Response(status_code=CLIENT_CLOSED_REQUEST)
+
+    for kind in (SecateurError, HTTPException, RequestValidationError, Exception):
+        app.add_exception_handler(kind, handle)
+    app.add_exception_handler(ClientDisconnect, handle_disconnect)
+
+    # The one added last is the outermost.
+    app.add_middleware(BodyLimitMiddleware, max_bytes=settings.max_body_bytes)
+    admin_key = None if settings.admin_key is None else settings.admin_key.get_secret_value()
+    app.add_middleware(AdminMiddleware, key=admin_key)
+    app.add_middleware(ApiKeyMiddleware, keys=[key.get_secret_value() for key in settings.api_keys])
+    app.add_middleware(ErrorMiddleware, respond=respond)
+    app.add_middleware(RequestIdMiddleware)
+    return app

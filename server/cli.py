@@ -1,0 +1,95 @@
+"""The `secateur` command's arguments: one flag for each setting, made from server/settings.py.
+
+Parses; runs nothing. Values stay strings here, the settings validate them like any other source's.
+"""
+
+import argparse
+from collections.abc import Sequence
+from typing import Any
+
+from pydantic import SecretStr
+from pydantic.fields import FieldInfo
+
+from server import __version__
+from server.settings import (
+    ENV_PREFIX,
+    CommonSettings,
+    ProfileSettings,
+    ServeSettings,
+    groups,
+    load_settings,
+)
+
+COMMANDS: dict[str, type[CommonSettings]] = {"serve": ServeSettings, "profile": ProfileSettings}
+
+
+def parse_arguments(argv: Sequence[str]) -> CommonSettings:
+    """The settings of the command that `argv` names; prints and exits for --help and --version.
+
+    Raises:
+        SettingsError: a value from flags, environment or file is unfit.
+    """
+    given: dict[str, Any] = vars(_parser().parse_args(argv))
+    return load_settings(COMMANDS[given.pop("command")], given)
+
+
+def flag(name: str) -> str:
+    """The flag that sets `name`."""
+    return "--" + name.replace("_", "-")
+
+
+def default_text(field: FieldInfo) -> str:
+    """A default as one would write it on the command line, "" for none."""
+    default = field.default
+    if default is None or default == ():
+        return ""
+    if isinstance(default, bool):
+        return "on" if default else "off"
+    if isinstance(default, tuple):
+        return ",".join(f"{value:g}" for value in default)
+    return str(default)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="secateur",
+        description="Serve one language model at several sparsities at once, from one copy of its weights.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"secateur {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="command")
+    for name, kind in COMMANDS.items():
+        command = commands.add_parser(
+            name,
+            help=kind.__doc__,
+            description=kind.__doc__,
+            allow_abbrev=False,
+            argument_default=argparse.SUPPRESS,
+            epilog=f"Every flag is also a variable ({ENV_PREFIX}PORT for --port) and a line of the file that "
+            "--config names (port: 8000); flags go before variables, variables before the file.",
+        )
+        for title, fields in groups(kind).items():
+            group = command.add_argument_group(title)
+            for field_name, field in fields.items():
+                _add_flag(group, field_name, field)
+    return parser
+
+
+def _add_flag(group: Any, name: str, field: FieldInfo) -> None:
+    default = default_text(field)
+    text = f"{field.description} [{default}]" if default else str(field.description)
+    options: dict[str, Any] = {"dest": name, "help": text.replace("%", "%%")}
+    if field.annotation is bool:
+        options["action"] = argparse.BooleanOptionalAction
+    else:
+        options["metavar"] = _metavar(name, field)
+    group.add_argument(flag(name), **options)
+
+
+def _metavar(name: str, field: FieldInfo) -> str:
+    choices = getattr(field.annotation, "__args__", ())
+    if choices and all(isinstance(choice, str) for choice in choices):
+        return "|".join(choices)
+    if SecretStr in choices:
+        return "KEY"
+    return name.split("_")[-1].upper()

@@ -1,0 +1,210 @@
+"""What one HTTP request has running in the engine: every prompt times every choice, begun and ended together.
+
+Between the routes and the engine. Knows neither schemas nor text beyond what the engine's streams deliver.
+"""
+
+import asyncio
+import uuid
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+
+from server.engine.async_engine import AsyncEngine, Delta, RequestStream
+from server.engine.request import FinishReason, SamplingParams, TokenLogprobs
+from server.engine.variant import Variant
+from server.errors import InvalidValueError, ShuttingDownError
+from server.metrics import Metrics
+from server.policy import Ask, VariantPolicy
+from server.variants import VariantRegistry
+
+
+@dataclass
+class Choice:
+    """One finished answer."""
+
+    text: str = ""
+    logprobs: list[TokenLogprobs] = field(default_factory=list)
+    finish_reason: FinishReason | None = None
+
+
+@dataclass(frozen=True)
+class TokenUsage:
+    """Tokens of one HTTP request. A prompt counts once, however many choices it has."""
+
+    prompt_tokens: int
+    cached_tokens: int
+    completion_tokens: int
+
+
+class Generations:
+    """All generations under way, and the door through which new ones come.
+
+    Args:
+        max_requests: engine requests that may run and wait at once.
+    """
+
+    def __init__(
+        self,
+        engine: AsyncEngine,
+        registry: VariantRegistry,
+        policy: VariantPolicy,
+        metrics: Metrics,
+        max_requests: int,
+    ) -> None:
+        self.engine = engine
+        self.registry = registry
+        self.policy = policy
+        self.metrics = metrics
+        self.max_requests = max_requests
+        self._open: set[Generation] = set()
+        self._draining = False
+
+    @property
+    def is_draining(self) -> bool:
+        """Whether the process is about to end."""
+        return self._draining
+
+    @property
+    def num_open(self) -> int:
+        return len(self._open)
+
+    def drain(self) -> None:
+        """From now on `open` refuses; what runs goes on."""
+        self._draining = True
+
+    def abort_all(self) -> None:
+        """Ends what still runs; each client is told that the server is shutting down."""
+        for generation in list(self._open):
+            generation.abort()
+
+    def open(self) -> "Generation":
+        """A place for one request; close it in a `finally`.
+
+        Raises:
+            ShuttingDownError: the door is shut.
+        """
+        if self._draining:
+            raise ShuttingDownError("the server is shutting down and takes no new requests")
+        generation = Generation(self, uuid.uuid4().hex)
+        self._open.add(generation)
+        return generation
+
+    def forget(self, generation: "Generation") -> None:
+        """For the generations: this one is closed."""
+        self._open.discard(generation)
+
+
+class Generation:
+    """One HTTP request's share of the engine. Made by `Generations.open`.
+
+    Attributes:
+        request_id: the server's own, unique; the client's x-request-id need not be.
+    """
+
+    def __init__(self, owner: Generations, request_id: str) -> None:
+        self._owner = owner
+        self.request_id = request_id
+        self._leases = ExitStack()
+        self._num_choices = 1
+        self._streams: list[RequestStream] = []
+
+    def choose(self, ask: Ask) -> Variant:
+        """Picks the variant and holds it until the generation is closed. Raises what the policy raises."""
+        variant = self._owner.policy.resolve(ask, self._owner.registry.offer())
+        self._leases.enter_context(self._owner.registry.lease(variant))
+        return variant
+
+    def submit(
+        self, prompts: Sequence[list[int]], variant: Variant, sampling: SamplingParams, num_choices: int
+    ) -> None:
+        """Queues `num_choices` answers to each prompt; choice i of prompt p has index p * num_choices + i.
+
+        With a seed, the choices of one prompt count up from it, so that they differ and can be repeated.
+
+        Raises:
+            InvalidValueError: more answers than the server ever queues.
+            EngineError: what the engine refuses; `close` takes back what it had taken.
+        """
+        wanted, most = len(prompts) * num_choices, self._owner.max_requests
+        if wanted > most:
+            raise InvalidValueError(
+                f"{len(prompts)} prompts times {num_choices} choices are {wanted} answers; this server runs "
+                f"and queues {most} at once (max_num_seqs + max_waiting): send fewer at a time"
+            )
+        self._num_choices = num_choices
+        for number, prompt in enumerate(prompts):
+            for choice in range(num_choices):
+                seed = None if sampling.seed is None else sampling.seed + choice
+                stream = self._owner.engine.submit(
+                    request_id=f"{self.request_id}-{number}-{choice}",
+                    prompt_token_ids=prompt,
+                    variant=variant,
+                    sampling=replace(sampling, seed=seed),
+                )
+                self._streams.append(stream)
+            self._owner.metrics.prompt(variant.name, len(prompt))
+
+    async def deltas(self) -> AsyncGenerator[tuple[int, Delta], None]:
+        """What every choice's stream delivers, as it comes, with the index of the choice.
+
+        Raises:
+            EngineDeadError: the engine died.
+            ShuttingDownError: it was aborted by `Generations.abort_all`.
+        """
+        inbox: asyncio.Queue[tuple[int, Delta | BaseException | None]] = asyncio.Queue()
+
+        async def pump(index: int, stream: RequestStream) -> None:
+            finish_reason: FinishReason | None = None
+            try:
+                async for delta in stream:
+                    finish_reason = delta.finish_reason
+                    inbox.put_nowait((index, delta))
+            finally:
+                inbox.put_nowait((index, None))
+            if finish_reason is None:
+                raise ShuttingDownError("the server is shutting down; the answer was cut off")
+
+        pumps = [asyncio.create_task(pump(index, stream)) for index, stream in enumerate(self._streams)]
+        try:
+            num_running = len(pumps)
+            while num_running:
+                index, item = await inbox.get()
+                if isinstance(item, Delta):
+                    yield index, item
+                else:
+                    num_running -= 1
+                    await pumps[index]  # raises what ended the stream, if not its end
+        finally:
+            for task in pumps:
+                task.cancel()
+            await asyncio.gather(*pumps, return_exceptions=True)
+
+    async def collect(self) -> list[Choice]:
+        """Every choice, whole. Raises what `deltas` raises."""
+        choices = [Choice() for _ in self._streams]
+        async for index, delta in self.deltas():
+            choice = choices[index]
+            choice.text += delta.text
+            choice.logprobs.extend(delta.logprobs)
+            choice.finish_reason = delta.finish_reason
+        return choices
+
+    def usage(self) -> TokenUsage:
+        """Tokens up to now."""
+        first_choices = self._streams[:: self._num_choices]
+        return TokenUsage(
+            prompt_tokens=sum(stream.num_prompt_tokens for stream in first_choices),
+            cached_tokens=sum(stream.num_cached_tokens for stream in first_choices),
+            completion_tokens=sum(stream.num_generated_tokens for stream in self._streams),
+        )
+
+    def abort(self) -> None:
+        """Ends the streams that run; their blocks are free after the engine's current step."""
+        for stream in self._streams:
+            stream.abort()
+
+    def close(self) -> None:
+        """Aborts what runs and lets go of the variant. Any number of times."""
+        self.abort()
+        self._leases.close()
+        self._owner.forget(self)

@@ -1,0 +1,52 @@
+"""POST /v1/chat/completions: a chat answered through the model's own template."""
+
+from collections.abc import Callable
+from typing import Annotated
+
+from fastapi import APIRouter, Depends
+from starlette.requests import Request
+from starlette.responses import Response
+
+from server.answers import ChatFormat
+from server.errors import ContextLengthError, RequestError
+from server.generation import Generation, Generations
+from server.protocol import ChatCompletionRequest
+from server.routes.generation import answer_stream, answer_whole, generation_scope
+from server.tokenization import PromptTokenizer
+
+
+def chat_router(
+    generations: Generations,
+    tokenizer: PromptTokenizer,
+    max_model_len: int,
+    on_error: Callable[[RequestError], None],
+) -> APIRouter:
+    """The route, over these collaborators. `on_error` is told of errors within a stream."""
+    router = APIRouter()
+
+    @router.post("/v1/chat/completions")
+    async def create_chat_completion(
+        body: ChatCompletionRequest,
+        request: Request,
+        generation: Annotated[Generation, Depends(generation_scope(generations))],
+    ) -> Response:
+        body.check_supported()
+        variant = generation.choose(body.ask())
+        tokenizer.check_ids(list(body.logit_bias or ()), "logit_bias")
+        prompt = await tokenizer.encode_chat(body.template_messages())
+        left = max_model_len - len(prompt)
+        if left < 1:
+            raise ContextLengthError(
+                f"the messages have {len(prompt):,} tokens and leave no room for an answer; both together "
+                f"may be {max_model_len:,} (max_model_len): shorten the messages",
+                param="messages",
+            )
+        max_tokens = left if body.answer_limit is None else body.answer_limit
+        sampling = body.sampling(max_tokens=max_tokens, logprobs=body.num_logprobs)
+        generation.submit([prompt], variant, sampling, body.num_choices)
+        answer = ChatFormat(generation.request_id, variant, tokenizer)
+        if not body.stream:
+            return await answer_whole(request, generation, answer, variant)
+        return answer_stream(generation, answer, variant, include_usage=body.include_usage, on_error=on_error)
+
+    return router

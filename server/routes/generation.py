@@ -1,0 +1,99 @@
+"""What /v1/completions and /v1/chat/completions share: sending an answer, whole or as a stream, to a client
+that may leave at any time."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import aclosing
+from typing import Any, TypeVar
+
+from fastapi.sse import EventSourceResponse, format_sse_event
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+
+from server.answers import Answer, AnswerFormat
+from server.engine.errors import EngineError
+from server.engine.variant import Variant
+from server.errors import RequestError, request_error
+from server.generation import Generation, Generations
+from server.middleware import VARIANT_HEADER
+
+T = TypeVar("T")
+
+
+def generation_scope(generations: Generations) -> Callable[[], AsyncIterator[Generation]]:
+    """A FastAPI dependency: a place in the engine, given back when the response has been sent, or not."""
+
+    async def scope() -> AsyncIterator[Generation]:
+        generation = generations.open()
+        try:
+            yield generation
+        finally:
+            generation.close()
+
+    return scope
+
+
+async def answer_whole(
+    request: Request, generation: Generation, answer: AnswerFormat, variant: Variant
+) -> Response:
+    """The whole answer as JSON. Raises ClientDisconnect as soon as nobody waits for it any more."""
+    choices = await _unless_disconnected(request, generation.collect())
+    return Response(
+        answer.whole(choices, generation.usage()).model_dump_json(),
+        media_type="application/json",
+        headers={VARIANT_HEADER: variant.name},
+    )
+
+
+def answer_stream(
+    generation: Generation,
+    answer: AnswerFormat,
+    variant: Variant,
+    *,
+    include_usage: bool,
+    on_error: Callable[[RequestError], None],
+) -> Response:
+    """The answer as server-sent events. An error after the first byte is an event, the last one."""
+
+    async def events() -> AsyncIterator[bytes]:
+        try:
+            async with aclosing(generation.deltas()) as deltas:
+                async for index, delta in deltas:
+                    if delta.text or delta.logprobs or delta.finish_reason:
+                        yield _event(answer.part(index, delta.text, delta.logprobs, delta.finish_reason))
+            if include_usage:
+                yield _event(answer.closing(generation.usage()))
+        except (RequestError, EngineError) as error:
+            told = request_error(error)
+            on_error(told)
+            yield format_sse_event(data_str=json.dumps(told.envelope()))
+        else:
+            yield format_sse_event(data_str="[DONE]")
+
+    # The last header keeps nginx from collecting events.
+    headers = {VARIANT_HEADER: variant.name, "cache-control": "no-cache", "x-accel-buffering": "no"}
+    return EventSourceResponse(events(), headers=headers)
+
+
+def _event(answer: Answer) -> bytes:
+    return format_sse_event(data_str=answer.model_dump_json())
+
+
+async def _unless_disconnected(request: Request, work: Coroutine[Any, Any, T]) -> T:
+    task = asyncio.create_task(work)
+    watcher = asyncio.create_task(_disconnect(request))
+    try:
+        await asyncio.wait({task, watcher}, return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            raise ClientDisconnect
+        return task.result()
+    finally:
+        task.cancel()
+        watcher.cancel()
+        await asyncio.gather(task, watcher, return_exceptions=True)
+
+
+async def _disconnect(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass

@@ -1,0 +1,252 @@
+"""Everything that can be set, once: a YAML file, then SECATEUR_* variables, then flags, each over the last.
+
+The flags are made from these classes by server/cli.py; docs/reference/settings.md is held to them by a test.
+Imports neither torch nor transformers, so that `secateur --help` answers at once.
+"""
+
+import difflib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import yaml
+from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError, model_validator
+from pydantic.fields import FieldInfo
+from pydantic_settings import (
+    BaseSettings,
+    NoDecode,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+)
+
+from pruning.errors import SecateurError
+
+ENV_PREFIX = "SECATEUR_"
+
+
+class SettingsError(SecateurError):
+    """A setting is unknown, malformed or at odds with another."""
+
+
+def _split_commas(value: object) -> object:
+    if isinstance(value, str):
+        return [part.strip() for part in value.split(",") if part.strip()]
+    return [value] if isinstance(value, int | float) else value
+
+
+def _sorted_once(values: tuple[float, ...]) -> tuple[float, ...]:
+    if len(set(values)) < len(values):
+        raise ValueError(f"{', '.join(map(str, values))} names a sparsity twice")
+    return tuple(sorted(values))
+
+
+def _a_port(value: object) -> object:
+    if isinstance(value, str) and "://" in value:
+        raise ValueError(
+            f"{value!r} is no port. Kubernetes sets this variable for a Service called secateur; give the "
+            "Service another name or set enableServiceLinks: false"
+        )
+    return value
+
+
+Sparsity = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
+
+
+class CommonSettings(BaseSettings):
+    """Which model, and what its neurons are measured on"""
+
+    model_config = SettingsConfigDict(
+        frozen=True, extra="forbid", env_prefix=ENV_PREFIX, env_ignore_empty=True, validate_default=True
+    )
+
+    config: Path | None = Field(None, description="YAML file with any of these settings, spelled with _")
+    model: str = Field("math-mini", description="checkpoint directory, GGUF file, hub id, or math-mini")
+    task: str = Field("arithmetic", description="what the model is for; names the calibration prompts")
+    cache_dir: Path | None = Field(None, description="where profiles are kept; default: ~/.cache/secateur")
+    device: str = Field("auto", description="cpu, cuda, cuda:1 ...; auto takes CUDA where there is one")
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = Field(
+        "auto", description="of weights, activations and KV; auto is bfloat16"
+    )
+    threads: int | None = Field(
+        None, ge=1, description="threads of one operation on the CPU; default: torch's"
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least level logged")
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        return init_settings, env_settings, _YamlSource(settings_cls)
+
+
+class VariantSettings(BaseSettings):
+    """The sizes on offer"""
+
+    sparsities: Annotated[
+        tuple[Sparsity, ...],
+        NoDecode,
+        BeforeValidator(_split_commas),
+        Field(min_length=1),
+        AfterValidator(_sorted_once),
+    ] = Field((0.0, 0.1, 0.15, 0.2), description="shares of MLP neurons to leave out, one variant each")
+    default_sparsity: Sparsity | None = Field(
+        None, description="of requests that do not say; default: the smallest served"
+    )
+    safe_sparsity: Sparsity = Field(0.2, description="beyond it a variant is served only where allowed")
+    allow_unsafe: bool = Field(False, description="serve sparsities beyond safe_sparsity to everyone")
+    profile: Path | None = Field(
+        None, description="profile of the model; default: the cached one, measured on first use"
+    )
+    score: Literal["taylor2", "wanda", "selectivity", "magnitude", "random"] = Field(
+        "taylor2", description="what makes a neuron important"
+    )
+    order: Literal["forward", "reverse"] = Field(
+        "forward", description="reverse removes the most important first, for experiments"
+    )
+    allocation: Literal["auto", "uniform", "global"] = Field(
+        "auto", description="one width for all layers, or one order of all neurons; auto: as the score allows"
+    )
+
+
+class EngineSettings(BaseSettings):
+    """How much the engine holds and does at once"""
+
+    kv_cache_gib: float | None = Field(
+        None, gt=0, allow_inf_nan=False, description="memory for KV blocks, GiB; default: 1 on CPU, 4 on CUDA"
+    )
+    block_size: int = Field(16, ge=1, le=256, description="tokens in a KV block")
+    max_model_len: int | None = Field(
+        None, ge=2, description="tokens of one prompt and answer; default: the model's, 4096 at most"
+    )
+    max_num_seqs: int = Field(64, ge=1, description="requests that run at once")
+    # A prefill chunk delays every running request's next token; 512 is where CPU throughput levels off.
+    max_num_batched_tokens: int = Field(
+        512, ge=1, description="tokens of one step, prompt and output together"
+    )
+    max_waiting: int = Field(256, ge=0, description="requests that wait; one more is a 429")
+    prefix_caching: bool = Field(True, description="keep the KV of finished requests for prompts alike")
+
+
+class HttpSettings(BaseSettings):
+    """The server"""
+
+    host: str = Field("127.0.0.1", description="address to listen on")
+    port: Annotated[int, BeforeValidator(_a_port)] = Field(
+        8000, ge=0, le=65535, description="port to listen on; 0 takes a free one"
+    )
+    api_keys: Annotated[tuple[SecretStr, ...], NoDecode, BeforeValidator(_split_commas)] = Field(
+        (), description="bearer keys for /v1 and /tokenize; none: open to all"
+    )
+    admin_key: SecretStr | None = Field(None, description="bearer key for /admin; none: loopback peers alone")
+    max_body_bytes: int = Field(4 * 2**20, ge=1, description="largest body that is read")
+    shutdown_timeout_seconds: float = Field(
+        30.0, ge=0, allow_inf_nan=False, description="time that running requests have after SIGTERM"
+    )
+
+
+class ServeSettings(HttpSettings, EngineSettings, VariantSettings, CommonSettings):
+    """Serve a model at every configured sparsity."""
+
+    @model_validator(mode="after")
+    def _default_is_served(self) -> "ServeSettings":
+        if self.default_sparsity is not None and self.default_sparsity not in self.sparsities:
+            served = ", ".join(map(str, self.sparsities))
+            raise ValueError(f"default_sparsity {self.default_sparsity} is not among sparsities {served}")
+        default = self.sparsities[0] if self.default_sparsity is None else self.default_sparsity
+        if default > self.safe_sparsity and not self.allow_unsafe:
+            raise ValueError(
+                f"the default variant's sparsity {default} is beyond safe_sparsity {self.safe_sparsity}: "
+                "set allow_unsafe, raise safe_sparsity or serve a smaller sparsity"
+            )
+        return self
+
+
+class CalibrationSettings(BaseSettings):
+    """The measurement"""
+
+    out: Path | None = Field(None, description="file to write; default: the cache, where serve looks")
+    force: bool = Field(False, description="measure again though there is a profile")
+    prompts: Path | None = Field(None, description="JSON lines file with the task's prompts")
+    prompt_field: str = Field("prompt", description="field of --prompts that holds the prompt")
+    distractors: Path | None = Field(None, description="JSON lines file with prompts foreign to the task")
+    num_prompts: int = Field(128, ge=1, description="prompts of the task, and as many distractors")
+    seed: int = Field(0, ge=0, description="which prompts are drawn, and how the model answers them")
+
+
+class ProfileSettings(CalibrationSettings, CommonSettings):
+    """Measure what every neuron does on a task, and keep it."""
+
+
+Settings = TypeVar("Settings", bound=CommonSettings)
+
+
+def load_settings(kind: type[Settings], flags: Mapping[str, Any]) -> Settings:
+    """Flags over environment over file over defaults.
+
+    Raises:
+        SettingsError: naming every setting at fault and what it may be.
+    """
+    try:
+        return kind(**flags)
+    except ValidationError as error:
+        told = [f"{'.'.join(map(str, e['loc'])) or 'settings'}: {e['msg']}" for e in error.errors()]
+        raise SettingsError("\n".join(line.replace("Value error, ", "") for line in told)) from error
+
+
+def unknown_variables(environment: Mapping[str, str]) -> list[str]:
+    """One line for each SECATEUR_* variable that no setting reads, with the nearest that one does."""
+    known = [ENV_PREFIX + name.upper() for name in _known_names()]
+    unknown = sorted(key for key in environment if key.startswith(ENV_PREFIX) and key not in known)
+    return [f"{key} is no setting{_nearest(key, known)}" for key in unknown]
+
+
+def groups(kind: type[CommonSettings]) -> dict[str, dict[str, FieldInfo]]:
+    """The settings of a command under the headings of the classes they come from, common ones first."""
+    bases = [base for base in reversed(kind.__mro__) if issubclass(base, BaseSettings)]
+    return {
+        str(base.__doc__): {
+            name: base.model_fields[name] for name in base.__annotations__ if name in base.model_fields
+        }
+        for base in bases
+        if base not in (BaseSettings, kind)
+    }
+
+
+class _YamlSource(PydanticBaseSettingsSource):
+    """The file that `config` names, be it by flag or by variable."""
+
+    def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:
+        raise NotImplementedError  # the base class wants it; __call__ takes the whole file
+
+    def __call__(self) -> dict[str, Any]:
+        path = self.current_state.get("config")
+        if path is None:
+            return {}
+        try:
+            content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            raise SettingsError(f"cannot read the configuration {path}: {error}") from error
+        content = {} if content is None else content
+        if not isinstance(content, dict):
+            raise SettingsError(f"{path} must hold `name: value` lines, not a {type(content).__name__}")
+        known = _known_names() - {"config"}
+        unknown = [str(key) for key in content if key not in known]
+        if unknown:
+            told = "; ".join(f"{key!r} is no setting{_nearest(key, known)}" for key in unknown)
+            raise SettingsError(f"{path}: {told}")
+        # One file may serve both commands: each takes what it knows.
+        return {key: value for key, value in content.items() if key in self.settings_cls.model_fields}
+
+
+def _known_names() -> set[str]:
+    return set(ServeSettings.model_fields) | set(ProfileSettings.model_fields)
+
+
+def _nearest(name: str, known: Iterable[str]) -> str:
+    close = difflib.get_close_matches(name, list(known), n=1)
+    return f" (did you mean {close[0]}?)" if close else ""

@@ -1,0 +1,85 @@
+"""Prompts and chats to token ids, and single tokens to text for log-probabilities.
+
+Knows the tokenizer and the size of the vocabulary; the text of answers is the engine's detokenizer's.
+"""
+
+from collections.abc import Sequence
+
+from jinja2 import TemplateError
+from starlette.concurrency import run_in_threadpool
+from transformers import PreTrainedTokenizerBase
+
+from server.errors import InvalidValueError
+
+REPLACEMENT_CHARACTER = "\ufffd"  # what part of a character decodes to
+
+
+class PromptTokenizer:
+    """Encodes off the event loop: a long prompt would hold up every stream.
+
+    Args:
+        vocab_size: rows of the model's embedding; ids beyond it would crash the engine.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> None:
+        self._tokenizer = tokenizer
+        self._vocab_size = vocab_size
+
+    async def encode(
+        self, prompt: str | list[int], param: str, *, add_special_tokens: bool = True
+    ) -> list[int]:
+        """Token ids of a prompt; one that is ids already is checked.
+
+        Raises:
+            InvalidValueError: it has no tokens, or an id that the model does not know.
+        """
+        if isinstance(prompt, str):
+            encode = self._tokenizer.encode
+            token_ids = await run_in_threadpool(encode, prompt, add_special_tokens=add_special_tokens)
+        else:
+            token_ids = prompt
+            self.check_ids(prompt, param)
+        if not token_ids:
+            raise InvalidValueError(
+                "the prompt has no tokens, and the model needs one to go on from", param=param
+            )
+        return list(token_ids)
+
+    async def encode_chat(self, messages: list[dict[str, str]]) -> list[int]:
+        """Token ids of a chat up to where the assistant's answer begins.
+
+        Raises:
+            InvalidValueError: the model has no chat template, or it does not take these messages.
+        """
+        if not self._tokenizer.chat_template:
+            raise InvalidValueError("this model has no chat template: use /v1/completions", param="messages")
+        try:
+            text = await run_in_threadpool(
+                self._tokenizer.apply_chat_template,
+                messages,
+                add_generation_prompt=True,
+                tokenize=False,
+            )
+        except TemplateError as error:
+            raise InvalidValueError(
+                f"the model's chat template refuses: {error}", param="messages"
+            ) from error
+        # The template writes the special tokens itself.
+        return await self.encode(str(text), "messages", add_special_tokens=False)
+
+    def check_ids(self, token_ids: Sequence[int], param: str) -> None:
+        """Raises InvalidValueError for an id that the model has no row for."""
+        unknown = next((token_id for token_id in token_ids if token_id >= self._vocab_size), None)
+        if unknown is not None:
+            raise InvalidValueError(
+                f"there is no token {unknown}: the model's vocabulary has {self._vocab_size:,}", param=param
+            )
+
+    def token_text(self, token_id: int) -> str:
+        """A token by itself; part of a character shows as U+FFFD."""
+        return str(self._tokenizer.decode([token_id], clean_up_tokenization_spaces=False))
+
+    def token_bytes(self, token_id: int) -> list[int] | None:
+        """The UTF-8 bytes of a token; None for part of a character."""
+        text = self.token_text(token_id)
+        return None if REPLACEMENT_CHARACTER in text else list(text.encode())
