@@ -1,0 +1,93 @@
+import math
+
+import pytest
+import torch
+
+from pruning.errors import ProfileError
+from pruning.profile import PromptMoments, TokenMoments
+from pruning.scores import DEFAULT_SCORE, SCORES
+from tests.pruning.tiny_profiles import SHAPE, matrix, tiny_profile, tiny_provenance
+
+ZEROS = torch.zeros(SHAPE, dtype=torch.float64)
+
+
+def test_taylor2_is_the_mean_over_prompt_and_answer_tokens() -> None:
+    profile = tiny_profile(
+        target_prompt=TokenMoments(6, ZEROS, ZEROS, ZEROS),
+        target_answer=TokenMoments(2, ZEROS, ZEROS, ZEROS),
+        taylor_sq_sum=matrix(8, 16, 24, 0, 4, 80),
+    )
+
+    assert SCORES["taylor2"].compute(profile).tolist() == [[1, 2, 3], [0, 0.5, 10]]
+
+
+def test_wanda_is_the_column_norm_times_the_root_mean_square_on_answers() -> None:
+    profile = tiny_profile(
+        target_answer=TokenMoments(4, ZEROS, ZEROS, matrix(4, 16, 36, 0, 1, 100)),
+        down_norm=matrix(1, 2, 3, 4, 5, 6),
+    )
+
+    assert SCORES["wanda"].compute(profile).tolist() == [[1, 4, 9], [0, 2.5, 30]]
+
+
+def test_selectivity_is_the_difference_of_means_over_the_pooled_deviation() -> None:
+    # First neuron: prompt-level means 1 and 3 on the target, 0, 0, 0 and 2 on distractors.
+    target = PromptMoments(2, matrix(4, 2, 0, 0, 0, 0), matrix(10, 2, 0, 0, 0, 0))
+    distractor = PromptMoments(4, matrix(2, 4, 0, 0, 0, 0), matrix(4, 4, 0, 0, 0, 0))
+    scores = SCORES["selectivity"].compute(
+        tiny_profile(target_per_prompt=target, distractor_per_prompt=distractor)
+    )
+
+    mean = 6 / 6
+    deviation = math.sqrt(((1 - mean) ** 2 + (3 - mean) ** 2 + 3 * (0 - mean) ** 2 + (2 - mean) ** 2) / 6)
+    assert scores[0, 0].item() == pytest.approx((4 / 2 - 2 / 4) / (deviation + 1e-6), rel=1e-12)
+    assert scores[0, 1].item() == 0  # the same on both: not selective
+    assert scores[1].tolist() == [0, 0, 0]  # silent everywhere: no division by zero
+
+
+def test_magnitude_is_the_product_of_the_three_norms() -> None:
+    profile = tiny_profile(
+        gate_norm=matrix(1, 2, 3, 4, 5, 6),
+        up_norm=matrix(1, 1, 1, 2, 2, 2),
+        down_norm=matrix(1, 0, 2, 1, 0, 2),
+    )
+
+    assert SCORES["magnitude"].compute(profile).tolist() == [[1, 0, 6], [8, 0, 24]]
+
+
+def test_random_depends_on_the_seed_alone() -> None:
+    random = SCORES["random"].compute
+    first = random(tiny_profile())
+
+    assert torch.equal(first, random(tiny_profile(taylor_sq_sum=matrix(6, 5, 4, 3, 2, 1))))
+    assert not torch.equal(first, random(tiny_profile(provenance=tiny_provenance(seed=1))))
+    assert len(set(first.flatten().tolist())) == 6
+
+
+@pytest.mark.parametrize("name", SCORES)
+def test_every_score_is_finite_float64_per_layer_and_neuron(name: str) -> None:
+    scores = SCORES[name].compute(tiny_profile())
+
+    assert scores.shape == SHAPE
+    assert scores.dtype == torch.float64
+    assert bool(torch.isfinite(scores).all())
+    assert SCORES[name].name == name
+
+
+def test_only_taylor2_is_compared_across_layers() -> None:
+    assert {name for name, score in SCORES.items() if score.comparable_across_layers} == {"taylor2"}
+    assert SCORES[DEFAULT_SCORE].default_allocation == "global"
+    assert SCORES["wanda"].default_allocation == "uniform"
+
+
+@pytest.mark.parametrize(
+    ("name", "missing"),
+    [
+        ("wanda", {"target_answer": TokenMoments(0, ZEROS, ZEROS, ZEROS)}),
+        ("selectivity", {"distractor_per_prompt": PromptMoments(0, ZEROS, ZEROS)}),
+        ("selectivity", {"target_per_prompt": PromptMoments(0, ZEROS, ZEROS)}),
+    ],
+)
+def test_a_score_without_its_data_is_refused(name: str, missing: dict[str, object]) -> None:
+    with pytest.raises(ProfileError, match="'sums' counts no"):
+        SCORES[name].compute(tiny_profile(**missing))
