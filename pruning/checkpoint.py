@@ -19,7 +19,7 @@ from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrained
 
 from pruning.architectures import Architecture, architecture_of, check_family
 from pruning.errors import ModelError
-from pruning.fingerprints import model_fingerprint, tokenizer_fingerprint
+from pruning.fingerprints import check_vocabulary, model_fingerprint, tokenizer_fingerprint
 from pruning.gguf_conversion import converted_gguf
 from pruning.tensors import TensorReader, open_tensors, shard_files
 
@@ -63,6 +63,7 @@ class Checkpoint:
 
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """Loads the tokenizer. Raises ModelError where there is none or it cannot be read."""
+        check_vocabulary(self.path)
         try:
             tokenizer = AutoTokenizer.from_pretrained(
                 self.path, trust_remote_code=False, local_files_only=True

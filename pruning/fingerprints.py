@@ -49,6 +49,7 @@ TOKENIZER_FILES = (
     "tokenizer_config.json",
     "vocab.json",
 )
+VOCABULARY_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 SAMPLED_ROWS = 8
 WHOLE_BELOW_ELEMENTS = 16_384
 
@@ -80,17 +81,21 @@ def tokenizer_fingerprint(path: Path) -> str:
     """Hexadecimal SHA-256 over the files in directory `path` that turn a chat into tokens, template included.
 
     Raises:
-        ModelError: there is none of them.
+        ModelError: there is no vocabulary among them.
     """
-    files = [path / name for name in TOKENIZER_FILES if (path / name).is_file()]
-    if not files:
-        raise ModelError(f"{path} has no tokenizer (none of {', '.join(TOKENIZER_FILES)}); add its files")
+    check_vocabulary(path)
     digest = hashlib.sha256()
-    for file in files:
+    for file in (path / name for name in TOKENIZER_FILES if (path / name).is_file()):
         content = file.read_bytes()
         digest.update(f"\n{file.name} {len(content)}\n".encode())
         digest.update(content)
     return digest.hexdigest()
+
+
+def check_vocabulary(path: Path) -> None:
+    """Raises ModelError unless directory `path` has a tokenizer: transformers would make up an empty one."""
+    if not any((path / name).is_file() for name in VOCABULARY_FILES):
+        raise ModelError(f"{path} has no tokenizer (none of {', '.join(VOCABULARY_FILES)}); add its files")
 
 
 def _sampled_blocks(shape: tuple[int, ...]) -> list[tuple[int, int]]:
