@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import psutil
 import torch
-from prometheus_client import CollectorRegistry, Counter, Histogram
+from prometheus_client import CollectorRegistry, Counter, Histogram, disable_created_metrics
 from prometheus_client.core import GaugeMetricFamily, InfoMetricFamily
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
@@ -31,6 +31,7 @@ class Metrics:
     """Counters and histograms (implements `EngineObserver`). Safe to call from any thread."""
 
     def __init__(self) -> None:
+        disable_created_metrics()  # the library's only switch is global; the series would double the page
         self.registry = CollectorRegistry()
         self.last_step: StepStats | None = None
         self._requests = self._counter(

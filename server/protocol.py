@@ -7,7 +7,7 @@ knows is tolerated. Answers are in server/answers.py.
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
 from server.engine.request import SamplingParams
 from server.errors import UnsupportedFieldError
@@ -16,8 +16,18 @@ from server.policy import Ask
 MAX_CHOICES = 128
 MAX_LOGPROBS = 20
 
+
+def _encodable(text: str) -> str:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:  # JSON can escape one, Python can hold one, no tokenizer takes one
+        raise ValueError(f"character {error.start} is half of a surrogate pair") from error
+    return text
+
+
 TokenId = Annotated[int, Field(ge=0)]
-StopString = Annotated[str, StringConstraints(min_length=1)]
+Text = Annotated[str, AfterValidator(_encodable)]
+StopString = Annotated[Text, StringConstraints(min_length=1)]
 Bias = Annotated[float, Field(ge=-100, le=100, allow_inf_nan=False)]
 
 # The values besides None that ask for nothing.
@@ -160,8 +170,8 @@ class CompletionRequest(GenerationRequest):
     unsupported = {**_UNSUPPORTED_EVERYWHERE, **_UNSUPPORTED_IN_COMPLETIONS}
 
     prompt: (
-        str
-        | Annotated[list[str], Field(min_length=1)]
+        Text
+        | Annotated[list[Text], Field(min_length=1)]
         | Annotated[list[TokenId], Field(min_length=1)]
         | Annotated[list[list[TokenId]], Field(min_length=1)]
     )
@@ -180,15 +190,15 @@ class ContentPart(BaseModel):
     """A piece of a message. Only text is implemented."""
 
     type: str
-    text: str | None = None
+    text: Text | None = None
 
 
 class Message(BaseModel):
     """One turn of a chat."""
 
     role: Literal["system", "user", "assistant"]
-    content: str | list[ContentPart]
-    name: str | None = None
+    content: Text | list[ContentPart]
+    name: Text | None = None
 
     def for_template(self) -> dict[str, str]:
         """As chat templates want it; text parts are joined by newlines."""
@@ -235,7 +245,7 @@ class ChatCompletionRequest(GenerationRequest):
 class TokenizeRequest(BaseModel):
     """POST /tokenize: a prompt, or the messages of a chat."""
 
-    prompt: str | None = None
+    prompt: Text | None = None
     messages: Annotated[list[Message], Field(min_length=1)] | None = None
     add_special_tokens: bool = True
 

@@ -11,7 +11,7 @@ from enum import Enum
 from typing import Protocol
 
 from server.engine.variant import Variant
-from server.errors import InvalidValueError, ModelNotFoundError, VariantConflictError
+from server.errors import ModelNotFoundError, VariantConflictError
 
 
 class VariantState(str, Enum):
@@ -165,8 +165,7 @@ class VariantRegistry:
         Raises:
             ModelNotFoundError: there is none of that name.
         """
-        if state is VariantState.RETIRING:
-            raise InvalidValueError("a variant is retired by retire(), which also waits for its requests")
+        assert state is not VariantState.RETIRING, "retire() does that, and waits for the requests"
         entry = self._entry(name)
         if entry.state is not VariantState.RETIRING:
             entry.state = state

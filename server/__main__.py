@@ -1,0 +1,54 @@
+"""The `secateur` command. Imports torch only once there is work to do, so that --help answers at once."""
+
+import logging
+import os
+import sys
+from collections.abc import Sequence
+
+from pruning.errors import SecateurError
+from server.cli import parse_arguments
+from server.settings import CommonSettings, ProfileSettings, ServeSettings, SettingsError, unknown_variables
+
+logger = logging.getLogger(__name__)
+
+EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command; returns the exit status."""
+    try:
+        settings = parse_arguments(sys.argv[1:] if argv is None else argv)
+        logging.basicConfig(
+            level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s"
+        )
+        for complaint in unknown_variables(os.environ):
+            logger.warning(complaint)
+        _run(settings)
+    except SettingsError as error:
+        print(f"secateur: {error}", file=sys.stderr)
+        return EXIT_USAGE
+    except SecateurError as error:
+        print(f"secateur: {error}", file=sys.stderr)
+        return EXIT_FAILED
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
+    return 0
+
+
+def _run(settings: CommonSettings) -> None:
+    import torch
+
+    from server.profiles import measure_profile
+    from server.serve import serve
+
+    if settings.threads is not None:
+        torch.set_num_threads(settings.threads)
+    if isinstance(settings, ServeSettings):
+        serve(settings)
+    elif isinstance(settings, ProfileSettings):
+        path, profile = measure_profile(settings)
+        print(f"{path}\n  {profile.provenance.model_name}, {profile.provenance.task}, {profile.digest}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,117 @@
+"""Finds the profile that a model is served with, or has it measured.
+
+Knows where profiles lie and when one may be used; measures nothing itself (pruning/calibration.py).
+"""
+
+import hashlib
+import logging
+from pathlib import Path
+
+import torch
+
+from eval.tasks.prompts import CalibrationSource, JsonlPrompts, task_named
+from pruning.calibration import CalibrationData, build_profile
+from pruning.checkpoint import Checkpoint, default_cache_dir, open_checkpoint
+from pruning.profile import SelectivityProfile, load
+from server.devices import resolve_device, resolve_dtype
+from server.settings import CommonSettings, ProfileSettings, ServeSettings, SettingsError
+
+logger = logging.getLogger(__name__)
+
+EMBEDDED_MODELS = Path(__file__).parent / "embedded"
+
+
+def open_model(settings: CommonSettings) -> Checkpoint:
+    """The checkpoint that `settings` names; an embedded model wins over a path. Raises ModelError."""
+    embedded = EMBEDDED_MODELS / settings.model
+    model = str(embedded) if (embedded / "config.json").is_file() else settings.model
+    return open_checkpoint(model, settings.cache_dir or default_cache_dir())
+
+
+def profile_for_serving(settings: ServeSettings, checkpoint: Checkpoint) -> SelectivityProfile:
+    """The named profile, else the cached one, else one measured now and cached.
+
+    Raises:
+        StaleProfileError: it was measured on another model or tokenizer.
+        ProfileError: it cannot be read or measured.
+        TaskError: there is none, and the task's prompts are unknown.
+    """
+    path = settings.profile or cached_path(settings, checkpoint)
+    if settings.profile is None and not path.exists():
+        logger.info("there is no profile of %s for %s yet; measuring one", checkpoint.name, settings.task)
+        # The numbers of prompts and the seed are those of `secateur profile`.
+        measurement = ProfileSettings.model_construct()
+        data = calibration_data(task_named(settings.task), measurement.num_prompts, measurement.seed)
+        profile = _measure(settings, checkpoint, data)
+        profile.save(path)
+        return profile
+    profile = load(path)
+    profile.check(
+        model=checkpoint.fingerprint,
+        tokenizer=checkpoint.tokenizer_fingerprint,
+        source=settings.model,
+    )
+    return profile
+
+
+def measure_profile(settings: ProfileSettings) -> tuple[Path, SelectivityProfile]:
+    """What `secateur profile` does: the file, and what is in it. One that is up to date is kept.
+
+    Raises:
+        StaleProfileError: there is one of something else, and `force` is not set.
+        SettingsError, TaskError, ModelError, ProfileError: it cannot be measured.
+    """
+    source = _source(settings)
+    checkpoint = open_model(settings)
+    path = settings.out or cached_path(settings, checkpoint)
+    data = calibration_data(source, settings.num_prompts, settings.seed)
+    if path.exists() and not settings.force:
+        profile = load(path)
+        profile.check(
+            model=checkpoint.fingerprint,
+            tokenizer=checkpoint.tokenizer_fingerprint,
+            data=data.fingerprint,
+            source=settings.model,
+        )
+        logger.info("%s is up to date; --force measures again", path)
+        return path, profile
+    profile = _measure(settings, checkpoint, data)
+    profile.save(path)
+    return path, profile
+
+
+def calibration_data(source: CalibrationSource, num_prompts: int, seed: int) -> CalibrationData:
+    """`num_prompts` prompts of the task and as many foreign ones."""
+    return CalibrationData(
+        target=tuple(item.prompt for item in source.calibration(num_prompts, seed)),
+        distractor=tuple(source.distractors(num_prompts, seed)),
+        seed=seed,
+        max_new_tokens=source.max_new_tokens,
+    )
+
+
+def cached_path(settings: CommonSettings, checkpoint: Checkpoint) -> Path:
+    """Where the profile of this model and task lies.
+
+    By the model's place, not its content: a model that has changed finds its old profile and refuses it.
+    """
+    place = hashlib.sha256(str(checkpoint.path.resolve()).encode()).hexdigest()[:8]
+    cache_dir = settings.cache_dir or default_cache_dir()
+    return cache_dir / "profiles" / f"{checkpoint.name}-{settings.task}-{place}.safetensors"
+
+
+def _source(settings: ProfileSettings) -> CalibrationSource:
+    if settings.prompts is None:
+        return task_named(settings.task)
+    if settings.distractors is None:
+        raise SettingsError("--prompts wants --distractors, a JSON lines file of prompts foreign to the task")
+    return JsonlPrompts(settings.task, settings.prompts, settings.prompt_field, settings.distractors)
+
+
+def _measure(settings: CommonSettings, checkpoint: Checkpoint, data: CalibrationData) -> SelectivityProfile:
+    device = resolve_device(settings.device)
+    # Squared gradients want float32 where it costs little; on CUDA memory is dearer.
+    dtype = resolve_dtype(settings.dtype, "bfloat16" if device.type == "cuda" else "float32")
+    return build_profile(
+        checkpoint, settings.task, data, device=device, dtype=getattr(torch, dtype), progress=True
+    )

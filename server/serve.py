@@ -1,0 +1,203 @@
+"""The composition root of `secateur serve`: settings in, a process that serves until a signal comes.
+
+Everything that is built is built here, in the order in which it can fail: the cheap first.
+"""
+
+import logging
+import socket
+from functools import partial
+
+import torch
+import uvicorn
+from fastapi import FastAPI
+
+from pruning.checkpoint import Checkpoint
+from pruning.ranking import Ranking, rank
+from pruning.scores import SCORES
+from pruning.widths import Allocation, exact_sparsity, widths_at
+from server import __version__
+from server.app import build_app
+from server.devices import resolve_device, resolve_dtype
+from server.engine.async_engine import AsyncEngine
+from server.engine.config import EngineConfig
+from server.engine.engine import Engine, load_engine
+from server.generation import Generations
+from server.metrics import Metrics, StateCollector
+from server.policy import VariantPolicy
+from server.profiles import open_model, profile_for_serving
+from server.settings import ServeSettings, SettingsError
+from server.shutdown import FLUSH_SECONDS, GracefulServer
+from server.tokenization import PromptTokenizer
+from server.variants import VariantBuilder, VariantRegistry
+
+logger = logging.getLogger(__name__)
+
+DEFAULT_MAX_MODEL_LEN = 4096
+DEFAULT_KV_GIB = {"cpu": 1.0, "cuda": 4.0}
+
+
+def serve(settings: ServeSettings) -> None:
+    """Serves until SIGTERM or SIGINT, and returns when what ran has ended.
+
+    Raises:
+        SecateurError: the settings, the model or the profile do not allow it.
+    """
+    listener = _bind(settings.host, settings.port)
+    checkpoint = open_model(settings)
+    engine, registry = load(settings, checkpoint)
+    app, generations = assemble(settings, checkpoint, engine, registry)
+    server = GracefulServer(
+        uvicorn.Config(
+            app, log_config=None, access_log=False, timeout_graceful_shutdown=FLUSH_SECONDS, lifespan="on"
+        ),
+        generations,
+        settings.shutdown_timeout_seconds,
+        on_started=lambda: print(_summary(engine, registry, listener), flush=True),
+    )
+    server.run(sockets=[listener])
+
+
+def load(settings: ServeSettings, checkpoint: Checkpoint) -> tuple[Engine, VariantRegistry]:
+    """Ranks the neurons by the model's profile and loads the variants.
+
+    Raises:
+        SecateurError: as `serve`.
+    """
+    allocation = _allocation(settings)
+    config = engine_config(settings, checkpoint)
+    profile = profile_for_serving(settings, checkpoint)
+    ranking = rank(
+        SCORES[settings.score].compute(profile),
+        score=settings.score,
+        profile_digest=profile.digest,
+        order=settings.order,
+    )
+    return load_variants(settings, checkpoint, ranking, allocation, config)
+
+
+def load_variants(
+    settings: ServeSettings,
+    checkpoint: Checkpoint,
+    ranking: Ranking,
+    allocation: Allocation,
+    config: EngineConfig,
+) -> tuple[Engine, VariantRegistry]:
+    """Reads the neurons that the widest variant keeps, and puts the variants on offer.
+
+    Raises:
+        ModelError, EngineConfigError: the checkpoint is damaged, or too much was asked of it.
+    """
+    widths = [widths_at(ranking, sparsity, allocation) for sparsity in settings.sparsities]
+    resident = tuple(max(layer) for layer in zip(*widths, strict=True))
+    engine = load_engine(checkpoint, ranking, resident, config, progress=True)
+    builder = VariantBuilder(
+        checkpoint.name,
+        partial(widths_at, ranking, allocation=allocation),
+        partial(exact_sparsity, intermediate_size=checkpoint.architecture.intermediate_size),
+        engine,
+    )
+    default = settings.sparsities[0] if settings.default_sparsity is None else settings.default_sparsity
+    return engine, VariantRegistry(builder, settings.sparsities, default)
+
+
+def assemble(
+    settings: ServeSettings, checkpoint: Checkpoint, engine: Engine, registry: VariantRegistry
+) -> tuple[FastAPI, Generations]:
+    """The application over a loaded engine, and what runs in it."""
+    tokenizer = checkpoint.tokenizer()
+    metrics = Metrics()
+    async_engine = AsyncEngine(engine, tokenizer.backend_tokenizer, metrics)
+    metrics.registry.register(StateCollector(metrics, engine, async_engine, registry))
+    generations = Generations(
+        async_engine,
+        registry,
+        VariantPolicy(settings.safe_sparsity, settings.allow_unsafe),
+        metrics,
+        max_requests=engine.config.max_num_seqs + engine.config.max_waiting,
+    )
+    app = build_app(
+        settings=settings,
+        engine=async_engine,
+        generations=generations,
+        registry=registry,
+        tokenizer=PromptTokenizer(tokenizer, checkpoint.config.vocab_size),
+        metrics=metrics,
+        max_model_len=engine.config.max_model_len,
+    )
+    return app, generations
+
+
+def engine_config(settings: ServeSettings, checkpoint: Checkpoint) -> EngineConfig:
+    """The engine's limits: what is set, else what suits the model and the machine."""
+    device = resolve_device(settings.device)
+    kv_cache_gib = DEFAULT_KV_GIB[device.type] if settings.kv_cache_gib is None else settings.kv_cache_gib
+    fits = min(checkpoint.config.max_position_embeddings, DEFAULT_MAX_MODEL_LEN)
+    return EngineConfig(
+        device=str(device),
+        dtype=resolve_dtype(settings.dtype, "bfloat16"),
+        block_size=settings.block_size,
+        kv_cache_bytes=int(kv_cache_gib * 2**30),
+        max_model_len=fits if settings.max_model_len is None else settings.max_model_len,
+        max_num_seqs=settings.max_num_seqs,
+        max_num_batched_tokens=settings.max_num_batched_tokens,
+        max_waiting=settings.max_waiting,
+        enable_prefix_caching=settings.prefix_caching,
+    )
+
+
+def _bind(host: str, port: int) -> socket.socket:
+    """Before anything is loaded, so that a port in use is known at once."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        listener = socket.socket(family, kind, protocol)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+    except OSError as error:
+        raise SettingsError(
+            f"cannot listen on {host}:{port} ({error}): choose another --host or --port"
+        ) from error
+    return listener
+
+
+def _allocation(settings: ServeSettings) -> Allocation:
+    score = SCORES[settings.score]
+    if settings.allocation == "auto":
+        return score.default_allocation
+    if settings.allocation == "global" and not score.comparable_across_layers:
+        raise SettingsError(
+            f"allocation global weighs neurons of different layers against each other, which the score "
+            f"{score.name} does not allow: use uniform, or another score"
+        )
+    return settings.allocation
+
+
+def _summary(engine: Engine, registry: VariantRegistry, listener: socket.socket) -> str:
+    host, port = listener.getsockname()[:2]
+    url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    rows = [
+        f"  {s.variant.name:<28} {s.variant.exact_sparsity:>8.4f} {s.variant.parameters / 1e6:>10.2f} M"
+        f" {s.variant.standalone_bytes / 1e6:>10.2f} MB  {'default' if s.is_default else ''}".rstrip()
+        for s in registry.offer().statuses
+    ]
+    config = engine.config
+    return "\n".join(
+        [
+            "",
+            f"secateur {__version__} serves {registry.model} on {url}",
+            "",
+            f"  {'variant':<28} {'sparsity':>8} {'parameters':>12} {'alone':>13}",
+            *rows,
+            "",
+            f"  {config.device}, {config.dtype}, {torch.get_num_threads()} threads. "
+            f"All variants share {engine.weight_bytes / 1e6:.2f} MB of weights; "
+            f"KV cache {engine.kv_bytes / 2**30:.2f} GiB.",
+            "",
+            f"  curl {url}/v1/chat/completions -H 'content-type: application/json' -d \\",
+            f"""    '{{"sparsity": {registry.offer().statuses[-1].variant.sparsity:g}, "temperature": 0, """
+            """"messages": [{"role": "user", "content": "Tom has 3 boxes of 12 eggs. He sells 7. """
+            """How many are left?"}]}'""",
+            "",
+        ]
+    )
