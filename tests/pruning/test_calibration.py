@@ -1,0 +1,206 @@
+import dataclasses
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
+
+from pruning import answers as answers_module
+from pruning import calibration
+from pruning.answers import own_answers, prompt_token_ids
+from pruning.calibration import CalibrationData, build_profile
+from pruning.checkpoint import Checkpoint, open_checkpoint
+from pruning.errors import ModelError, ProfileError, StaleProfileError
+from pruning.profile import SelectivityProfile
+from tests.tiny import tiny_checkpoint
+
+DATA = CalibrationData(
+    target=("one and one", "2 + 3 * 4 =", "a much longer question than the other two"),
+    distractor=("once upon a time", "a dog"),
+    seed=7,
+    max_new_tokens=12,
+)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
+    path = tiny_checkpoint(tmp_path_factory.mktemp("models") / "tiny", "qwen2")
+    return open_checkpoint(str(path), path)
+
+
+def load(checkpoint: Checkpoint) -> Any:
+    return AutoModelForCausalLM.from_pretrained(checkpoint.path).eval().requires_grad_(False)
+
+
+def build(checkpoint: Checkpoint, data: CalibrationData = DATA) -> SelectivityProfile:
+    return build_profile(checkpoint, "sums", data, device="cpu", dtype=torch.float32, progress=False)
+
+
+def greedy(model: Any, prompt: list[int], max_new_tokens: int, eos: int) -> list[int]:
+    """The plainest possible decoding: the whole sequence again for every token."""
+    tokens = list(prompt)
+    while len(tokens) < len(prompt) + max_new_tokens:
+        tokens.append(int(model(torch.tensor([tokens])).logits[0, -1].argmax()))
+        if tokens[-1] == eos:
+            break
+    return tokens[len(prompt) :]
+
+
+def test_a_prompt_goes_through_the_chat_template(checkpoint: Checkpoint) -> None:
+    tokenizer = checkpoint.tokenizer()
+    assert tokenizer.decode(prompt_token_ids(tokenizer, "hi")) == (
+        "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n"
+    )
+    tokenizer.chat_template = None
+    assert tokenizer.decode(prompt_token_ids(tokenizer, "hi")) == "hi"
+
+
+@pytest.mark.parametrize("rows", [1, 2, 64])
+def test_answers_are_greedy_whatever_the_batch(
+    checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch, rows: int
+) -> None:
+    monkeypatch.setattr(answers_module, "MAX_ROWS", rows)
+    model = load(checkpoint)
+    model.generation_config.repetition_penalty = 5.0  # as checkpoints bring along
+    prompts = [prompt_token_ids(checkpoint.tokenizer(), prompt) for prompt in DATA.target]
+    first = greedy(model, prompts[0], 12, eos=-1)
+    eos = first[4]  # a token that the model does come to
+    model.generation_config.eos_token_id = [eos]
+    expected = [greedy(model, prompt, 12, eos) for prompt in prompts]
+
+    answers = own_answers(model, prompts, 12, progress=False)
+
+    assert answers.token_ids == expected
+    assert answers.unfinished == sum(answer[-1] != eos for answer in expected)
+    assert len(answers.token_ids[0]) == first.index(eos) + 1
+
+
+def test_the_profile_counts_prompt_and_answer_tokens_apart(checkpoint: Checkpoint) -> None:
+    profile = build(checkpoint)
+    tokenizer = checkpoint.tokenizer()
+    prompts = [prompt_token_ids(tokenizer, prompt) for prompt in DATA.target]
+    answers = own_answers(load(checkpoint), prompts, 12, progress=False).token_ids
+
+    assert profile.target_prompt.tokens == sum(map(len, prompts))
+    assert profile.target_answer.tokens == sum(len(answer) - 1 for answer in answers)
+    assert profile.distractor_prompt.tokens == sum(
+        len(prompt_token_ids(tokenizer, prompt)) for prompt in DATA.distractor
+    )
+    assert profile.target_per_prompt.prompts == 3
+    assert profile.distractor_per_prompt.prompts == 2
+    assert bool((profile.taylor_sq_sum > 0).any(dim=1).all())
+
+
+def test_the_profile_says_what_it_was_measured_on(checkpoint: Checkpoint) -> None:
+    provenance = build(checkpoint).provenance
+
+    assert (provenance.model, provenance.tokenizer, provenance.data) == (
+        checkpoint.fingerprint,
+        checkpoint.tokenizer_fingerprint,
+        DATA.fingerprint,
+    )
+    assert (provenance.task, provenance.seed, provenance.dtype) == ("sums", 7, "float32")
+    assert provenance.versions["torch"] == torch.__version__
+
+
+def test_a_profile_does_not_depend_on_how_sequences_are_batched(
+    checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    together = build(checkpoint)
+    monkeypatch.setattr(calibration, "MEASURED_ROWS", 1)
+    alone = build(checkpoint)
+
+    torch.testing.assert_close(alone.taylor_sq_sum, together.taylor_sq_sum, rtol=1e-3, atol=1e-9)
+    torch.testing.assert_close(
+        alone.target_answer.sq_sum, together.target_answer.sq_sum, rtol=1e-4, atol=1e-7
+    )
+    torch.testing.assert_close(
+        alone.distractor_per_prompt.sq_sum, together.distractor_per_prompt.sq_sum, rtol=1e-4, atol=1e-7
+    )
+
+
+def test_the_same_profile_twice_is_the_same(checkpoint: Checkpoint) -> None:
+    assert build(checkpoint).digest == build(checkpoint).digest
+
+
+def test_answers_that_do_not_end_are_counted_and_reported(
+    checkpoint: Checkpoint, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.WARNING, logger="pruning"):
+        profile = build(checkpoint, dataclasses.replace(DATA, max_new_tokens=1))
+
+    assert profile.provenance.unfinished_answers == 3
+    assert "3 of 3 answers did not end within 1 tokens" in caplog.text
+
+
+def test_a_profile_of_another_revision_is_refused(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    profile = build(checkpoint)
+    path = tiny_checkpoint(tmp_path / "tiny", "qwen2", seed=1)
+    other = open_checkpoint(str(path), path)
+
+    with pytest.raises(StaleProfileError) as caught:
+        profile.check(model=other.fingerprint, tokenizer=other.tokenizer_fingerprint, data=DATA.fingerprint)
+    assert "the model's digest is" in str(caught.value)
+    assert "tokenizer" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"target": ("x",)}, {"distractor": ("x",)}, {"seed": 8}, {"max_new_tokens": 13}],
+)
+def test_the_data_fingerprint_covers_everything(changes: dict[str, Any]) -> None:
+    assert dataclasses.replace(DATA, **changes).fingerprint != DATA.fingerprint
+
+
+@pytest.mark.parametrize("side", ["target", "distractor"])
+def test_no_prompts_are_no_profile(checkpoint: Checkpoint, side: str) -> None:
+    with pytest.raises(ProfileError, match="at least one of each"):
+        build(checkpoint, dataclasses.replace(DATA, **{side: ()}))
+
+
+def test_prompts_that_do_not_fit_the_context_are_refused(checkpoint: Checkpoint) -> None:
+    with pytest.raises(ProfileError, match=r"its answer may have 500; tiny takes 512 together"):
+        build(checkpoint, dataclasses.replace(DATA, max_new_tokens=500))
+
+
+def test_a_checkpoint_that_lacks_tensors_is_not_measured(tmp_path: Path) -> None:
+    path = tiny_checkpoint(tmp_path / "tiny")
+    tensors = load_file(path / "model.safetensors")
+    del tensors["model.layers.1.mlp.up_proj.weight"]
+    save_file(tensors, path / "model.safetensors", metadata={"format": "pt"})
+
+    with pytest.raises(ModelError, match=r"no tensors model\.layers\.1\.mlp\.up_proj\.weight"):
+        build(open_checkpoint(str(path), path))
+
+
+def test_activations_that_overflow_are_refused(tmp_path: Path) -> None:
+    path = tiny_checkpoint(tmp_path / "tiny")
+    tensors = load_file(path / "model.safetensors")
+    tensors["model.layers.1.mlp.up_proj.weight"] *= 1e38
+    save_file(tensors, path / "model.safetensors", metadata={"format": "pt"})
+
+    with pytest.raises(ProfileError, match="not finite in float32"):
+        build(open_checkpoint(str(path), path))
+
+
+def test_progress_goes_to_stderr_with_both_phases(
+    checkpoint: Checkpoint, capsys: pytest.CaptureFixture[str]
+) -> None:
+    build_profile(checkpoint, "sums", DATA, device="cpu", dtype=torch.float32, progress=True)
+    captured = capsys.readouterr()
+
+    assert captured.out == ""
+    assert "answers: 100%" in captured.err
+    assert "activations: 100%" in captured.err
+
+
+def test_bfloat16_measures_about_the_same(checkpoint: Checkpoint) -> None:
+    exact = build(checkpoint)
+    rounded = build_profile(checkpoint, "sums", DATA, device="cpu", dtype=torch.bfloat16, progress=False)
+
+    assert rounded.provenance.dtype == "bfloat16"
+    ratio = rounded.distractor_prompt.sq_sum.sum() / exact.distractor_prompt.sq_sum.sum()
+    assert float(ratio) == pytest.approx(1, abs=0.05)
