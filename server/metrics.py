@@ -31,7 +31,8 @@ class Metrics:
     """Counters and histograms (implements `EngineObserver`). Safe to call from any thread."""
 
     def __init__(self) -> None:
-        disable_created_metrics()  # the library's only switch is global; the series would double the page
+        # The library's only switch is global; a second series for each would double the page.
+        disable_created_metrics()  # type: ignore[no-untyped-call]
         self.registry = CollectorRegistry()
         self.last_step: StepStats | None = None
         self._requests = self._counter(

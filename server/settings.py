@@ -65,7 +65,7 @@ class CommonSettings(BaseSettings):
     cache_dir: Path | None = Field(None, description="where profiles are kept; default: ~/.cache/secateur")
     device: str = Field("auto", description="cpu, cuda, cuda:1 ...; auto takes CUDA where there is one")
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = Field(
-        "auto", description="of weights, activations and KV; auto is bfloat16"
+        "auto", description="of weights and KV; auto: bfloat16, and float32 to measure on the CPU"
     )
     threads: int | None = Field(
         None, ge=1, description="threads of one operation on the CPU; default: torch's"
@@ -175,7 +175,7 @@ class CalibrationSettings(BaseSettings):
     prompt_field: str = Field("prompt", description="field of --prompts that holds the prompt")
     distractors: Path | None = Field(None, description="JSON lines file with prompts foreign to the task")
     num_prompts: int = Field(128, ge=1, description="prompts of the task, and as many distractors")
-    seed: int = Field(0, ge=0, description="which prompts are drawn, and how the model answers them")
+    seed: int = Field(0, ge=0, description="which prompts are drawn")
 
 
 class ProfileSettings(CalibrationSettings, CommonSettings):
