@@ -1,36 +1,50 @@
 """Turns a GGUF file into a Hugging Face checkpoint, once, and keeps it in the cache.
 
-transformers reads and dequantises the file; this is only the caching around it, and clear errors.
+transformers reads and dequantises the file. This adds the caching, and the checks that it lacks: what it
+would leave out of the model without a word is either put back or refused.
 """
 
 import hashlib
-import os
+import logging
 import shutil
 import struct
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
 from uuid import uuid4
 
+import torch
 import transformers
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GgufConfig
+from torch import Tensor
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GgufConfig, PretrainedConfig
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-from pruning.architectures import architecture_of
-from pruning.errors import ModelError
+from pruning.architectures import architecture_of, check_family
+from pruning.errors import ModelError, UnsupportedModelError
+
+if TYPE_CHECKING:
+    from gguf import GGUFReader
+
+logger = logging.getLogger(__name__)
 
 SAMPLE_BYTES = 65_536
 SAMPLES = 64
+ROPE_FACTORS = "rope_freqs.weight"
 
 
 def converted_gguf(file: Path, cache_dir: Path) -> Path:
     """The directory with `file` as a checkpoint; converted now unless it was before.
 
-    Weights are kept in float32 where the file is quantised, since bfloat16 would round them, and else in
-    the file's own dtype. The directory appears whole or not at all.
+    Files of plain floats keep their precision. Quantised ones are unpacked to bfloat16, which is what they
+    are served in by default, and a warning says so. The directory appears whole or not at all.
 
     Raises:
-        UnsupportedModelError: another architecture than the supported ones.
-        ModelError: the packages for GGUF are not installed, or the file cannot be read.
+        UnsupportedModelError: an architecture or rotary embedding that is not supported.
+        ModelError: the packages for GGUF are not installed, or the file is damaged or only half understood.
     """
+    missing = [package for package in ("gguf", "accelerate") if find_spec(package) is None]
+    if missing:
+        raise ModelError(f"reading {file} needs {' and '.join(missing)}: pip install 'secateur[gguf]'")
     target = cache_dir / "converted" / _digest(file)
     if target.is_dir():
         return target
@@ -45,22 +59,92 @@ def converted_gguf(file: Path, cache_dir: Path) -> Path:
 
 
 def _convert(file: Path, directory: Path) -> None:
-    missing = [package for package in ("gguf", "accelerate") if find_spec(package) is None]
-    if missing:
-        raise ModelError(f"reading {file} needs {' and '.join(missing)}: pip install 'secateur[gguf]'")
+    from gguf import GGUFReader  # of the extra `gguf`
+
     try:
-        architecture_of(AutoConfig.from_pretrained(file.parent, gguf_file=file.name))
-        model = AutoModelForCausalLM.from_pretrained(
+        reader = GGUFReader(file)
+        _check_header(reader)
+        config = _config(file, reader)
+        model, loading = cast("Any", AutoModelForCausalLM).from_pretrained(
             file.parent,
             gguf_file=file.name,
+            config=config,
             quantization_config=GgufConfig(dequantize=True),
-            dtype="auto",
+            dtype=_dtype(reader),
+            output_loading_info=True,
         )
         tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
-    except (OSError, ValueError, KeyError, TypeError, struct.error) as error:
-        raise ModelError(f"{file} cannot be read as a GGUF model: {error}") from error
+    except (OSError, ValueError, KeyError, IndexError, TypeError, RuntimeError, struct.error) as error:
+        raise ModelError(f"{file} cannot be read as a GGUF model ({error}); get the file again") from error
+    factors = next((tensor.data for tensor in reader.tensors if tensor.name == ROPE_FACTORS), None)
+    unused = len(reader.tensors) - (factors is not None) - sum(1 for _ in model.parameters())
+    if unused or loading["missing_keys"]:
+        raise ModelError(
+            f"{file} does not fit the architecture {config.model_type}: {unused} of its tensors "
+            f"have no place there, and it lacks {', '.join(sorted(loading['missing_keys'])) or 'none'}; "
+            f"use the original checkpoint"
+        )
+    if factors is not None:
+        _restore_llama3_rope(model.config, torch.tensor(factors))
     model.save_pretrained(directory)
     tokenizer.save_pretrained(directory)
+
+
+def _check_header(reader: "GGUFReader") -> None:
+    """Raises UnsupportedModelError for what transformers would read wrongly."""
+    architecture = reader.fields["general.architecture"].contents()
+    check_family(architecture)
+    scaling = reader.fields.get(f"{architecture}.rope.scaling.type")
+    if scaling is not None and scaling.contents() != "none":
+        raise UnsupportedModelError(
+            f"rotary embeddings with scaling {scaling.contents()!r} are not supported in GGUF files; "
+            f"use the original checkpoint"
+        )
+
+
+def _config(file: Path, reader: "GGUFReader") -> PretrainedConfig:
+    config = AutoConfig.from_pretrained(file.parent, gguf_file=file.name)
+    assert isinstance(config, PretrainedConfig)
+    architecture = reader.fields["general.architecture"].contents()
+    head_dim = reader.fields.get(f"{architecture}.attention.key_length")
+    if head_dim is not None:  # transformers takes Qwen3's default, 128, whatever the file says
+        config.head_dim = head_dim.contents()
+    architecture_of(config)
+    return config
+
+
+def _dtype(reader: "GGUFReader") -> torch.dtype:
+    types = {tensor.tensor_type.name for tensor in reader.tensors}
+    if types == {"F32"}:
+        return torch.float32
+    if types <= {"F32", "F16"}:
+        return torch.float16
+    if not types <= {"F32", "BF16"}:
+        logger.warning("unpacking %s to bfloat16, which rounds them", ", ".join(sorted(types - {"F32"})))
+    return torch.bfloat16
+
+
+def _restore_llama3_rope(config: PretrainedConfig, factors: Tensor) -> None:
+    """Names in `config` the scaling that a file states as one divisor a frequency, `factors` [head_dim / 2].
+
+    llama.cpp writes Llama 3's rope scaling so. The parameters are those of all published Llama 3 models but
+    the largest divisor, and are taken only if they give these divisors.
+    """
+    plain = config.rope_parameters["rope_theta"] ** (-torch.arange(len(factors)) / len(factors))
+    config.rope_parameters = {
+        **config.rope_parameters,
+        "rope_type": "llama3",
+        "factor": float(factors.max()),
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 8192,
+    }
+    scaled, _ = ROPE_INIT_FUNCTIONS["llama3"](config)
+    if not torch.allclose(plain / scaled, factors, rtol=1e-3):
+        raise UnsupportedModelError(
+            f"{ROPE_FACTORS} is not the scaling of a Llama 3 model, the only one that is supported in GGUF "
+            f"files; use the original checkpoint"
+        )
 
 
 def _move(partial: Path, target: Path) -> None:
@@ -77,6 +161,6 @@ def _digest(file: Path) -> str:
     digest = hashlib.sha256(f"{transformers.__version__} {size}\n".encode())
     with file.open("rb") as content:
         for sample in range(SAMPLES):
-            content.seek(sample * max(size - SAMPLE_BYTES, 0) // (SAMPLES - 1), os.SEEK_SET)
+            content.seek(sample * max(size - SAMPLE_BYTES, 0) // (SAMPLES - 1))
             digest.update(content.read(SAMPLE_BYTES))
     return digest.hexdigest()[:32]
