@@ -1,0 +1,102 @@
+"""The registry: names, widths within what is loaded, retirement that waits for the last request."""
+
+import pytest
+
+from server.errors import ModelNotFoundError, VariantConflictError
+from server.policy import Ask, VariantPolicy
+from server.variants import VariantBuilder, VariantRegistry, VariantState, variant_name
+
+RESIDENT = 90
+
+
+class Weights:
+    """Ten layers' worth of numbers in place of an engine."""
+
+    resident_widths = (RESIDENT,) * 2
+    weight_bytes = 4 * RESIDENT
+
+    def parameters(self, widths: tuple[int, ...]) -> int:
+        return sum(widths)
+
+    def standalone_bytes(self, widths: tuple[int, ...]) -> int:
+        return 2 * sum(widths)
+
+
+def widths_at(sparsity: float) -> tuple[int, ...]:
+    return (round(100 * (1 - sparsity)),) * 2
+
+
+def registry(*sparsities: float) -> VariantRegistry:
+    builder = VariantBuilder("mini", widths_at, lambda widths: 1 - sum(widths) / 200, Weights())
+    return VariantRegistry(builder, sparsities, sparsities[0])
+
+
+def names(of: VariantRegistry) -> list[str]:
+    return [status.variant.name for status in of.offer().statuses]
+
+
+def test_names_carry_percent() -> None:
+    assert [variant_name("mini", s) for s in (0.0, 0.15, 0.125, 0.07)] == [
+        "mini:s0",
+        "mini:s15",
+        "mini:s12.5",
+        "mini:s7",
+    ]
+
+
+def test_variants_are_sorted_views_of_the_resident_weights() -> None:
+    variants = registry(0.1, 0.5, 0.2)
+    assert names(variants) == ["mini:s10", "mini:s20", "mini:s50"]
+    for status in variants.offer().statuses:
+        variant = status.variant
+        assert variant.marginal_bytes == 0
+        assert variant.standalone_bytes == 2 * variant.parameters <= variants.resident_bytes
+        assert variant.exact_sparsity == pytest.approx(variant.sparsity)
+    assert [status.is_default for status in variants.offer().statuses] == [True, False, False]
+
+
+def test_added_variants_must_be_new_and_fit_what_was_loaded() -> None:
+    variants = registry(0.1)
+    assert variants.add(0.3).state is VariantState.READY
+    with pytest.raises(VariantConflictError, match="served already"):
+        variants.add(0.3)
+    with pytest.raises(VariantConflictError, match=r"95 neurons.*90 were loaded: restart"):
+        variants.add(0.05)
+    assert names(variants) == ["mini:s10", "mini:s30"]
+
+
+def test_a_retiring_variant_goes_with_its_last_request() -> None:
+    variants = registry(0.1, 0.2)
+    variant = variants.offer().statuses[1].variant
+    with variants.lease(variant):
+        with variants.lease(variant):
+            assert variants.retire("mini:s20").in_flight == 2
+            with pytest.raises(VariantConflictError, match="being retired"):
+                VariantPolicy(0.5, False).resolve(Ask(sparsity=0.2), variants.offer())
+        assert names(variants) == ["mini:s10", "mini:s20"]
+        variants.retire("mini:s20")  # once more changes nothing
+        variants.mark("mini:s20", VariantState.READY)  # neither does evidence
+        assert variants.offer().statuses[1].state is VariantState.RETIRING
+    assert names(variants) == ["mini:s10"]
+
+
+def test_an_idle_variant_goes_at_once_and_can_come_back() -> None:
+    variants = registry(0.1, 0.2)
+    variants.retire("mini:s20")
+    assert names(variants) == ["mini:s10"]
+    variants.add(0.2)
+    assert names(variants) == ["mini:s10", "mini:s20"]
+
+
+def test_the_default_variant_stays_and_an_unknown_one_is_named() -> None:
+    variants = registry(0.1, 0.2)
+    with pytest.raises(VariantConflictError, match="default"):
+        variants.retire("mini:s10")
+    with pytest.raises(ModelNotFoundError, match="mini:s20"):
+        variants.retire("mini:s99")
+
+
+def test_evidence_marks_a_variant() -> None:
+    variants = registry(0.1, 0.2)
+    variants.mark("mini:s20", VariantState.DISABLED)
+    assert variants.offer().statuses[1].state is VariantState.DISABLED
