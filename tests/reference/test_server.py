@@ -89,7 +89,7 @@ def test_32_requests_over_4_sizes_from_one_copy_of_the_weights(server: Server) -
 
     counted = sum(answer.usage.completion_tokens for answer in answers if answer.usage)
     told = httpx.get(f"{server.url}/metrics").text
-    values = re.findall(r"^secateur_generated_tokens_total\{.*\} (\S+)$", told, re.MULTILINE)
+    values = re.findall(r"^secateur_generation_tokens_total\{.*\} (\S+)$", told, re.MULTILINE)
     assert sum(map(float, values)) == counted
 
     dense_bytes = next(v["standalone_bytes"] for v in variants if v["sparsity"] == 0)
