@@ -54,7 +54,6 @@ def test_a_directory_is_opened(model: Path) -> None:
 
     assert checkpoint.path == model
     assert checkpoint.name == "tiny-model"
-    assert checkpoint.source == str(model)
     assert checkpoint.architecture.intermediate_size == 192
     assert checkpoint.tokenizer().decode(checkpoint.tokenizer()("abc").input_ids) == "abc"
 
