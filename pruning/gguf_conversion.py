@@ -43,6 +43,8 @@ def converted_gguf(file: Path, cache_dir: Path) -> Path:
         ModelError: the packages for GGUF are not installed, or the file is damaged or only half understood.
     """
     missing = [package for package in ("gguf", "accelerate") if find_spec(package) is None]
+    if not hasattr(transformers, "GgufConfig"):
+        missing.append(f"a newer transformers than {transformers.__version__}")
     if missing:
         raise ModelError(f"reading {file} needs {' and '.join(missing)}: pip install 'secateur[gguf]'")
     target = cache_dir / "converted" / _digest(file)
@@ -69,7 +71,7 @@ def _convert(file: Path, directory: Path) -> None:
             file.parent,
             gguf_file=file.name,
             config=config,
-            **_dequantising(),
+            quantization_config=transformers.GgufConfig(dequantize=True),
             dtype=_dtype(reader),
             output_loading_info=True,
         )
@@ -111,12 +113,6 @@ def _config(file: Path, reader: "GGUFReader") -> PretrainedConfig:
         config.head_dim = head_dim.contents()
     architecture_of(config)
     return config
-
-
-def _dequantising() -> dict[str, Any]:
-    """Arguments that make transformers unpack everything; before it had GgufConfig, it always did."""
-    config = getattr(transformers, "GgufConfig", None)
-    return {} if config is None else {"quantization_config": config(dequantize=True)}
 
 
 def _dtype(reader: "GGUFReader") -> torch.dtype:
