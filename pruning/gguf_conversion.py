@@ -15,6 +15,7 @@ from uuid import uuid4
 
 import torch
 import transformers
+from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
@@ -40,7 +41,8 @@ def converted_gguf(file: Path, cache_dir: Path) -> Path:
 
     Raises:
         UnsupportedModelError: an architecture or rotary embedding that is not supported.
-        ModelError: the packages for GGUF are not installed, or the file is damaged or only half understood.
+        ModelError: the packages for GGUF are not installed, the file is damaged or only half understood, or
+            there is no room for the checkpoint.
     """
     missing = [package for package in ("gguf", "accelerate") if find_spec(package) is None]
     if not hasattr(transformers, "GgufConfig"):
@@ -51,10 +53,15 @@ def converted_gguf(file: Path, cache_dir: Path) -> Path:
     if target.is_dir():
         return target
     partial = target.with_name(f".{target.name}.{uuid4().hex}")
-    partial.mkdir(parents=True)
     try:
+        partial.mkdir(parents=True)
         _convert(file, partial)
         _move(partial, target)
+    except (OSError, SafetensorError) as error:  # of writing: what goes wrong in reading is a ModelError
+        raise ModelError(
+            f"cannot keep {file} as a checkpoint in {target.parent}: {error}; "
+            f"make room, or name another directory in SECATEUR_CACHE_DIR"
+        ) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return target
