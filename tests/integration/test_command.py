@@ -129,7 +129,7 @@ def test_sigterm_finishes_what_runs_refuses_what_comes_and_exits_with_0(
         assert "tiny:s0" in process.output
         assert "tiny:s10" in process.output
         assert "--shutdown" not in process.output
-        body = {**ENDLESS, "max_tokens": 1500}
+        body = {**ENDLESS, "max_tokens": 800}
         with httpx.Client(base_url=url, timeout=WAIT_SECONDS) as client, ThreadPoolExecutor(1) as pool:
             streamed = pool.submit(events, client, COMPLETIONS, body)
             eventually(lambda: 'running{variant="tiny:s0"} 1.0' in client.get("/metrics").text)
