@@ -53,7 +53,6 @@ def render(results: dict[str, Any], training: dict[str, Any], config: dict[str, 
         tokens=sum(run["progress"]["tokens"] for run in runs) / 1e6,
         minutes=sum(run["progress"]["seconds"] for run in runs) / 60,
         loss=runs[-1]["progress"]["loss"],
-        seeds=" and ".join(str(run["settings"]["seed"]) for run in runs),
         threads=runs[-1]["settings"]["threads"],
         torch=runs[-1]["torch"],
         vocabulary=VOCAB_SIZE,
@@ -102,11 +101,11 @@ on as many distractor prompts. Neither the calibration nor the evaluation proble
 
 ## Data
 
-Generated, by `eval/tasks/word_problems.py` and `eval/tasks/stories.py`, seeds {seeds}; nothing was
-collected. Problems take two to four steps of addition, subtraction, multiplication and exact division. The
-SHA-256 of a problem's text decides whether it may be trained on, calibrated on or evaluated on, so these
-never overlap. The stories and questions about passages ({distractor_share:.0%} of the exchanges) are there
-to have something that is not arithmetic.
+Generated, by `eval/tasks/word_problems.py` and `eval/tasks/stories.py`, with the seeds named below; nothing
+was collected. Problems take two to four steps of addition, subtraction, multiplication and exact division.
+The SHA-256 of a problem's text decides whether it may be trained on, calibrated on or evaluated on, so
+these never overlap. The stories and questions about passages ({distractor_share:.0%} of the exchanges) are
+there to have something that is not arithmetic.
 
 ## Architecture and training
 
@@ -122,14 +121,14 @@ AdamW in bfloat16 autocast, torch {torch}:
 {runs}
 
 The learning rate warms up and decays linearly to zero by the planned end of a run. The loss is that on
-answers plus, with a weight that falls to zero, that on prompts; at the end it was {loss:.3f} nats a token of
+answers and, with a weight that falls to zero, that on prompts; at the end it was {loss:.3f} nats a token of
 the answers, stories, which cannot be foreseen, included. The schedule follows the clock, so another machine
 sees the same data for a different number of steps. {long_share:.0%} of the conversations have two to six
 turns, to train the later positions; {system_share:.0%} begin with a system message.
 
 ## Limits
 
-It knows this one grammar of problems, with operands mostly below 100 and results below 1,000, and has no
+It knows this one grammar of problems, with numbers up to about 200, and has no
 general knowledge: other wordings, larger numbers, negative numbers, decimals or any other question get a
 fluent and wrong answer. It writes English only. It is a test object, not an assistant.
 
@@ -154,13 +153,19 @@ def _table(results: dict[str, Any]) -> str:
 
 def _reading(results: dict[str, Any]) -> str:
     """What the table says in words, so that the words change with the numbers."""
-    dense = _share(results["dense"])
-    sentences = []
-    for place in (1, -1):
-        points = [(curve["strategy"]["label"], curve["points"][place]) for curve in results["curves"]]
-        losses = "; ".join(f"{label}: {dense - _share(point['accuracy']):.1%}" for label, point in points)
-        sentences.append(f"Loss at {points[0][1]['sparsity']:.0%} in percentage points ({losses}).")
-    return "\n".join(sentences)
+    lines = ["The first sparsity measured at which the interval lies below that of the whole model:", ""]
+    for curve in results["curves"]:
+        whole, *pruned = curve["points"]
+        worse = [p["sparsity"] for p in pruned if p["accuracy"]["high"] < whole["accuracy"]["low"]]
+        lines.append(f"- {curve['strategy']['label']}: {f'{worse[0]:.0%}' if worse else 'none'}")
+    halved = next(point for point in results["curves"][0]["points"] if point["sparsity"] == 0.5)
+    if halved["accuracy"]["high"] >= results["curves"][0]["points"][0]["accuracy"]["low"]:
+        lines += [
+            "",
+            "Half of the neurons can go: the model is larger than its task needs. Do not expect this of",
+        ]
+        lines += ["models that know more."]
+    return "\n".join(lines)
 
 
 def _run(run: dict[str, Any]) -> str:
@@ -173,12 +178,9 @@ def _run(run: dict[str, Any]) -> str:
     )
 
 
-def _share(accuracy: dict[str, Any]) -> float:
-    return float(accuracy["solved"] / accuracy["items"])
-
-
 def _interval(accuracy: dict[str, Any]) -> str:
-    return f"{_share(accuracy):.1%} ({accuracy['low']:.1%} to {accuracy['high']:.1%})"
+    share = accuracy["solved"] / accuracy["items"]
+    return f"{share:.1%} ({100 * accuracy['low']:.1f} to {100 * accuracy['high']:.1f})"
 
 
 def _quoted(text: str) -> str:

@@ -26,7 +26,7 @@ from pruning.slicing import slice_model
 from pruning.widths import Allocation, exact_sparsity, widths_at
 
 DTYPE = torch.bfloat16  # the one that the checkpoint is stored in
-SPARSITIES = (0.1, 0.2, 0.3, 0.4, 0.5)
+SPARSITIES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.7)
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ class Point:
 
 @dataclass(frozen=True)
 class Curve:
-    """What one strategy leaves of the model, by rising sparsity."""
+    """What one strategy leaves of the model, by rising sparsity, from 0 on."""
 
     strategy: Strategy
     points: tuple[Point, ...]
@@ -106,25 +106,40 @@ class Results:
 
 
 def measure(path: Path, items: int, curve_items: int, calibration_items: int, seed: int) -> Results:
-    """Evaluates the checkpoint at `path` on `items` problems, and each pruned one on `curve_items`."""
+    """Evaluates the checkpoint at `path` on `items` problems, and each pruned one on the first `curve_items`.
+
+    Raises:
+        ValueError: fewer `items` than `curve_items`.
+    """
+    if items < curve_items:
+        raise ValueError(
+            f"{items} items, but {curve_items} for the curves, which are some of them; raise items"
+        )
     task = ArithmeticTask()
     checkpoint = open_checkpoint(str(path), default_cache_dir())
     tokenizer = checkpoint.tokenizer()
-    problems = task.evaluation(max(items, curve_items), seed)
+    problems = task.evaluation(items, seed)
 
-    answers = _answers(_load(checkpoint), tokenizer, task, problems[:items], progress=True)
+    answers = _answers(_load(checkpoint), tokenizer, task, problems, progress=True)
     profile = _profile(checkpoint, task, calibration_items, seed)
+    architecture = checkpoint.architecture
+    whole = Point(
+        sparsity=0.0,
+        exact_sparsity=0.0,
+        widths=(architecture.intermediate_size,) * architecture.num_layers,
+        accuracy=_accuracy(task, problems[:curve_items], answers[:curve_items]),
+    )
     curves = []
     with tqdm(total=len(STRATEGIES) * len(SPARSITIES), desc="pruned", unit="variant") as bar:
         for strategy in STRATEGIES:
             ranking = _ranking(profile, strategy)
-            points = []
+            points = [whole]
             for sparsity in SPARSITIES:
                 widths = widths_at(ranking, sparsity, strategy.allocation)
                 model = slice_model(_load(checkpoint), ranking, widths)
                 pruned = _answers(model, tokenizer, task, problems[:curve_items], progress=False)
                 accuracy = _accuracy(task, problems[:curve_items], pruned)
-                exact = exact_sparsity(widths, checkpoint.architecture.intermediate_size)
+                exact = exact_sparsity(widths, architecture.intermediate_size)
                 points.append(Point(sparsity, exact, widths, accuracy))
                 bar.update()
             curves.append(Curve(strategy, tuple(points)))
@@ -133,7 +148,7 @@ def measure(path: Path, items: int, curve_items: int, calibration_items: int, se
         dtype=str(DTYPE).removeprefix("torch."),
         seed=seed,
         calibration_items=calibration_items,
-        dense=_accuracy(task, problems[:items], answers),
+        dense=_accuracy(task, problems, answers),
         curves=tuple(curves),
         example=(problems[0].prompt, answers[0]),
         versions={"torch": torch.__version__, "transformers": transformers.__version__},
