@@ -1,4 +1,4 @@
-"""What a figure was measured on: machine, commit, versions. And a server to measure, in a process of its own."""
+"""What a figure was measured on, and a server to measure in a process of its own."""
 
 import asyncio
 import contextlib

@@ -150,8 +150,8 @@ def _measure(
         for batch in _batches(distractors, model.device):
             add_moments(model, batch, distractor_sums)
             bar.update(len(batch.input_ids))
-    _check_finite(target_sums.prompt.sq_sum + target_sums.answer.sq_sum + taylor_sq_sum, provenance)
-    _check_finite(distractor_sums.prompt.sq_sum, provenance)
+    squares = (target_sums.prompt, target_sums.answer, distractor_sums.prompt)
+    _check_finite(sum((moments.sq_sum for moments in squares), start=taylor_sq_sum), provenance)
     gate_norm, up_norm, down_norm = weight_norms(model)
     return SelectivityProfile(
         provenance=provenance,

@@ -37,14 +37,12 @@ class Checkpoint:
     """A readable checkpoint of a supported architecture. Made by `open_checkpoint`.
 
     Attributes:
-        source: what it was opened by; opens it again.
         path: directory that holds config.json, safetensors and tokenizer.
         name: of the directory, GGUF file or hub repository.
         config: transformers' configuration.
         architecture: the part of it that pruning works on.
     """
 
-    source: str
     path: Path
     name: str
     config: PretrainedConfig
@@ -92,11 +90,11 @@ def open_checkpoint(model: str, cache_dir: Path) -> Checkpoint:
     if path.is_file():
         if path.suffix.lower() != ".gguf":
             raise ModelError(f"{path} is a file, but not .gguf; give the directory that holds config.json")
-        return _checkpoint(model, converted_gguf(path, cache_dir), path.stem)
+        return _checkpoint(converted_gguf(path, cache_dir), path.stem)
     if path.is_dir():
-        return _checkpoint(model, path, path.resolve().name)
+        return _checkpoint(path, path.resolve().name)
     if HUB_ID.fullmatch(model) and path.suffix.lower() != ".gguf":
-        return _checkpoint(model, _download(model), model.rpartition("/")[2])
+        return _checkpoint(_download(model), model.rpartition("/")[2])
     raise ModelError(
         f"there is no file or directory {model}; give a checkpoint directory, a .gguf file, "
         f"or a hub id of the form owner/name"
@@ -108,7 +106,7 @@ def default_cache_dir() -> Path:
     return Path(os.environ.get("SECATEUR_CACHE_DIR") or "~/.cache/secateur").expanduser()
 
 
-def _checkpoint(source: str, path: Path, name: str) -> Checkpoint:
+def _checkpoint(path: Path, name: str) -> Checkpoint:
     check_family(str(_read_config(path).get("model_type")))
     try:
         config = AutoConfig.from_pretrained(path, trust_remote_code=False, local_files_only=True)
@@ -117,7 +115,7 @@ def _checkpoint(source: str, path: Path, name: str) -> Checkpoint:
     assert isinstance(config, PretrainedConfig)
     architecture = architecture_of(config)
     shard_files(path)
-    return Checkpoint(source=source, path=path, name=name, config=config, architecture=architecture)
+    return Checkpoint(path=path, name=name, config=config, architecture=architecture)
 
 
 def _read_config(path: Path) -> dict[str, Any]:

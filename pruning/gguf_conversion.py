@@ -16,7 +16,7 @@ from uuid import uuid4
 import torch
 import transformers
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GgufConfig, PretrainedConfig
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from pruning.architectures import architecture_of, check_family
@@ -69,7 +69,7 @@ def _convert(file: Path, directory: Path) -> None:
             file.parent,
             gguf_file=file.name,
             config=config,
-            quantization_config=GgufConfig(dequantize=True),
+            **_dequantising(),
             dtype=_dtype(reader),
             output_loading_info=True,
         )
@@ -111,6 +111,12 @@ def _config(file: Path, reader: "GGUFReader") -> PretrainedConfig:
         config.head_dim = head_dim.contents()
     architecture_of(config)
     return config
+
+
+def _dequantising() -> dict[str, Any]:
+    """Arguments that make transformers unpack everything; before it had GgufConfig, it always did."""
+    config = getattr(transformers, "GgufConfig", None)
+    return {} if config is None else {"quantization_config": config(dequantize=True)}
 
 
 def _dtype(reader: "GGUFReader") -> torch.dtype:

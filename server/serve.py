@@ -42,19 +42,19 @@ def serve(settings: ServeSettings) -> None:
     Raises:
         SecateurError: the settings, the model or the profile do not allow it.
     """
-    listener = _bind(settings.host, settings.port)
-    checkpoint = open_model(settings)
-    engine, registry = load(settings, checkpoint)
-    app, generations = assemble(settings, checkpoint, engine, registry)
-    server = GracefulServer(
-        uvicorn.Config(
-            app, log_config=None, access_log=False, timeout_graceful_shutdown=FLUSH_SECONDS, lifespan="on"
-        ),
-        generations,
-        settings.shutdown_timeout_seconds,
-        on_started=lambda: print(_summary(engine, registry, listener), flush=True),
-    )
-    server.run(sockets=[listener])
+    with _bind(settings.host, settings.port) as listener:
+        checkpoint = open_model(settings)
+        engine, registry = load(settings, checkpoint)
+        app, generations = assemble(settings, checkpoint, engine, registry)
+        server = GracefulServer(
+            uvicorn.Config(
+                app, log_config=None, access_log=False, timeout_graceful_shutdown=FLUSH_SECONDS, lifespan="on"
+            ),
+            generations,
+            settings.shutdown_timeout_seconds,
+            on_started=lambda: print(_summary(engine, registry, listener), flush=True),
+        )
+        server.run(sockets=[listener])
 
 
 def load(settings: ServeSettings, checkpoint: Checkpoint) -> tuple[Engine, VariantRegistry]:
@@ -152,8 +152,12 @@ def _bind(host: str, port: int) -> socket.socket:
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
         listener = socket.socket(family, kind, protocol)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(address)
+        try:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind(address)
+        except OSError:
+            listener.close()
+            raise
     except OSError as error:
         raise SettingsError(
             f"cannot listen on {host}:{port} ({error}): choose another --host or --port"

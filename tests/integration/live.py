@@ -1,0 +1,92 @@
+"""A real uvicorn over a real engine on a tiny checkpoint, in a thread of the test's process."""
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import torch
+import uvicorn
+
+from pruning.checkpoint import Checkpoint, open_checkpoint
+from pruning.ranking import Ranking, rank
+from server.engine.engine import Engine
+from server.generation import Generations
+from server.serve import assemble, engine_config, load_variants
+from server.settings import ServeSettings
+from server.shutdown import GracefulServer
+from tests.tiny import tiny_checkpoint
+
+# Long enough that no answer of this length ends before a test has looked at it.
+MAX_MODEL_LEN = 16_384
+WAIT_SECONDS = 60.0
+
+
+@dataclass(frozen=True)
+class Tiny:
+    """A checkpoint and an order of its neurons."""
+
+    checkpoint: Checkpoint
+    ranking: Ranking
+
+
+@dataclass(frozen=True)
+class Live:
+    """A running server and what is inside it."""
+
+    url: str
+    engine: Engine
+    generations: Generations
+
+    def client(self, **options: Any) -> httpx.Client:
+        return httpx.Client(base_url=self.url, timeout=WAIT_SECONDS, **options)
+
+
+def make_tiny(directory: Path) -> Tiny:
+    path = tiny_checkpoint(directory / "tiny", max_position_embeddings=MAX_MODEL_LEN)
+    scores = torch.rand(3, 192, generator=torch.Generator().manual_seed(1))
+    ranking = rank(scores, score="random", profile_digest="none")
+    return Tiny(open_checkpoint(str(path), directory), ranking)
+
+
+@contextmanager
+def running(tiny: Tiny, **changes: Any) -> Iterator[Live]:
+    """Serves until the block ends; sparsities 0, 0.1, 0.2 and the unsafe 0.35 unless `changes` says."""
+    settings = ServeSettings(
+        **{
+            "dtype": "float32",
+            "device": "cpu",
+            "sparsities": (0.0, 0.1, 0.2, 0.35),
+            "max_model_len": MAX_MODEL_LEN,
+            "kv_cache_gib": 0.0625,
+            "max_num_seqs": 8,
+            "max_waiting": 8,
+            "max_num_batched_tokens": 64,
+            "max_body_bytes": 100_000,
+            "port": 0,
+            **changes,
+        }
+    )
+    config = engine_config(settings, tiny.checkpoint)
+    engine, registry = load_variants(settings, tiny.checkpoint, tiny.ranking, "uniform", config)
+    app, generations = assemble(settings, tiny.checkpoint, engine, registry)
+    started = threading.Event()
+    server = GracefulServer(
+        uvicorn.Config(app, port=0, log_config=None, access_log=False, timeout_graceful_shutdown=5),
+        generations,
+        timeout_seconds=0.0,
+        on_started=started.set,
+    )
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    try:
+        assert started.wait(WAIT_SECONDS)
+        port = server.servers[0].sockets[0].getsockname()[1]
+        yield Live(f"http://127.0.0.1:{port}", engine, generations)
+    finally:
+        server.should_exit = True
+        thread.join(WAIT_SECONDS)
+    assert not thread.is_alive()

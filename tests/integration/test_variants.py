@@ -1,0 +1,96 @@
+"""Variants are chosen, added and retired while the process serves."""
+
+from collections.abc import Callable
+
+import httpx
+import pytest
+
+from tests.integration.live import MAX_MODEL_LEN, Live, Tiny, running
+
+COMPLETIONS = "/v1/completions"
+ENDLESS = {"prompt": "a", "max_tokens": MAX_MODEL_LEN - 8, "ignore_eos": True, "stream": True}
+
+
+def names(client: httpx.Client) -> list[str]:
+    return [variant["id"] for variant in client.get("/v1/variants").json()["data"]]
+
+
+@pytest.mark.parametrize(
+    ("choice", "expected"),
+    [
+        ({}, "tiny:s0"),
+        ({"model": "tiny"}, "tiny:s0"),
+        ({"model": "tiny:s10"}, "tiny:s10"),
+        ({"sparsity": 0.1}, "tiny:s10"),
+        ({"model": "tiny", "sparsity": 0.2}, "tiny:s20"),
+        ({"model": "tiny:s20", "sparsity": 0.2}, "tiny:s20"),
+        ({"sparsity": 0.35, "allow_unsafe": True}, "tiny:s35"),
+    ],
+)
+def test_a_request_picks_its_size(client: httpx.Client, choice: dict[str, object], expected: str) -> None:
+    answer = client.post(COMPLETIONS, json={"prompt": "a", **choice})
+    assert answer.json()["model"] == answer.json()["secateur"]["variant"] == expected
+    assert answer.headers["x-secateur-variant"] == expected
+
+
+def test_sizes_answer_differently_and_each_always_the_same(client: httpx.Client) -> None:
+    body = {"prompt": "abc", "max_tokens": 32, "temperature": 0, "ignore_eos": True}
+    texts = {
+        sparsity: [
+            client.post(COMPLETIONS, json={**body, "sparsity": sparsity}).json()["choices"][0]["text"]
+            for _ in range(2)
+        ]
+        for sparsity in (0, 0.1, 0.2)
+    }
+    assert all(first == again for first, again in texts.values())
+    assert len({first for first, _ in texts.values()}) == 3
+
+
+def test_a_variant_added_at_run_time_serves_at_once_without_a_byte(tiny: Tiny) -> None:
+    with running(tiny, allow_unsafe=True) as live, live.client() as client:
+        weight_bytes = live.engine.weight_bytes
+        added = client.post("/admin/variants", json={"sparsity": 0.3})
+        assert (added.status_code, added.json()["id"], added.json()["state"]) == (201, "tiny:s30", "ready")
+        assert added.json()["marginal_bytes"] == 0
+        assert live.engine.weight_bytes == weight_bytes
+        answer = client.post(COMPLETIONS, json={"prompt": "a", "sparsity": 0.3}).json()
+        assert answer["secateur"]["exact_sparsity"] == added.json()["exact_sparsity"]
+        assert names(client) == ["tiny:s0", "tiny:s10", "tiny:s20", "tiny:s30", "tiny:s35"]
+
+
+def test_a_variant_retires_when_its_last_request_has_ended(
+    tiny: Tiny, eventually: Callable[[Callable[[], bool]], None]
+) -> None:
+    with running(tiny) as live, live.client() as client:
+        with client.stream("POST", COMPLETIONS, json={**ENDLESS, "sparsity": 0.1}) as response:
+            lines = response.iter_lines()
+            assert next(lines).startswith("data: ")
+            retired = client.delete("/admin/variants/tiny:s10")
+            assert retired.status_code == 202
+            assert (retired.json()["state"], retired.json()["requests_in_flight"]) == ("retiring", 1)
+            late = client.post(COMPLETIONS, json={"prompt": "a", "sparsity": 0.1})
+            assert (late.status_code, late.json()["error"]["code"]) == (409, "variant_conflict")
+            assert "tiny:s10" in names(client)  # still running
+            page = client.get("/metrics").text
+            assert 'secateur_variant_state{state="retiring",variant="tiny:s10"} 1.0' in page
+            assert len([next(lines) for _ in range(20)]) == 20  # and goes on
+        eventually(lambda: "tiny:s10" not in names(client))
+        gone = client.post(COMPLETIONS, json={"prompt": "a", "sparsity": 0.1})
+        assert gone.json()["error"]["code"] == "sparsity_not_served"
+        assert 'state="retiring",variant="tiny:s10"' not in client.get("/metrics").text
+        assert client.delete("/admin/variants/tiny:s0").status_code == 409
+        assert names(client) == ["tiny:s0", "tiny:s20", "tiny:s35"]
+
+
+def test_neurons_beyond_the_widest_variant_are_not_loaded(tiny: Tiny, live: Live) -> None:
+    with running(tiny, sparsities=(0.2, 0.35), default_sparsity=0.2) as narrow, narrow.client() as client:
+        assert narrow.engine.weight_bytes < live.engine.weight_bytes
+        refused = client.post("/admin/variants", json={"sparsity": 0.1})
+        assert refused.status_code == 409
+        assert "restart with a smallest sparsity of 0.1 or less" in refused.json()["error"]["message"]
+        body = {"prompt": "abc", "max_tokens": 32, "temperature": 0, "sparsity": 0.2}
+        with live.client() as other:
+            assert (
+                client.post(COMPLETIONS, json=body).json()["choices"]
+                == other.post(COMPLETIONS, json=body).json()["choices"]
+            )

@@ -1,0 +1,52 @@
+"""Prompts become exactly the model's tokens, or an error that says why not."""
+
+import asyncio
+
+import pytest
+
+from server.errors import InvalidValueError
+from server.tokenization import PromptTokenizer
+from tests.tiny import byte_tokenizer
+
+MESSAGES = [{"role": "user", "content": "hé"}]
+
+
+def test_text_and_ids_are_encoded_alike() -> None:
+    tokenizer = PromptTokenizer(byte_tokenizer(), vocab_size=300)
+    token_ids = asyncio.run(tokenizer.encode("hé\n", "prompt"))
+    assert len(token_ids) == 4
+    assert asyncio.run(tokenizer.encode(token_ids, "prompt")) == token_ids
+
+
+def test_a_chat_is_rendered_up_to_the_answer() -> None:
+    plain = byte_tokenizer()
+    tokenizer = PromptTokenizer(plain, vocab_size=300)
+    token_ids = asyncio.run(tokenizer.encode_chat(MESSAGES))
+    assert plain.decode(token_ids) == "<|im_start|>user\nhé<|im_end|>\n<|im_start|>assistant\n"
+
+
+@pytest.mark.parametrize("prompt", ["", [], [300]])
+def test_what_the_model_cannot_go_on_from_is_refused(prompt: str | list[int]) -> None:
+    tokenizer = PromptTokenizer(byte_tokenizer(), vocab_size=300)
+    with pytest.raises(InvalidValueError) as caught:
+        asyncio.run(tokenizer.encode(prompt, "prompt"))
+    assert caught.value.param == "prompt"
+
+
+@pytest.mark.parametrize(
+    ("template", "told"),
+    [(None, "use /v1/completions"), ("{{ raise_exception('roles alternate') }}", "roles")],
+)
+def test_a_template_that_is_missing_or_refuses_says_so(template: str | None, told: str) -> None:
+    plain = byte_tokenizer()
+    plain.chat_template = template
+    with pytest.raises(InvalidValueError, match=told):
+        asyncio.run(PromptTokenizer(plain, vocab_size=300).encode_chat(MESSAGES))
+
+
+def test_part_of_a_character_has_no_bytes() -> None:
+    plain = byte_tokenizer()
+    tokenizer = PromptTokenizer(plain, vocab_size=300)
+    half, letter = plain.encode("é")[0], plain.encode("h")[0]
+    assert (tokenizer.token_text(half), tokenizer.token_bytes(half)) == ("\ufffd", None)
+    assert (tokenizer.token_text(letter), tokenizer.token_bytes(letter)) == ("h", [104])
