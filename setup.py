@@ -1,4 +1,4 @@
-"""The compiled kernels. Optional: where they cannot be built, the package installs without and torch computes."""
+"""Builds the compiled kernels where that can be done; elsewhere the package installs without them."""
 
 from setuptools import Extension, setup
 
@@ -16,7 +16,7 @@ setup(
                 for name in ("attention", "decoder", "linear", "model", "nested_mlp", "rows", "simd", "tiles")
             ],
             language="c++",
-            extra_compile_args=["-std=c++17", "-O3", "-fopenmp", "-fvisibility=hidden", *INSTRUCTIONS],
+            extra_compile_args=["-std=c++17", "-O3", "-g0", "-fopenmp", "-fvisibility=hidden", *INSTRUCTIONS],
             extra_link_args=["-fopenmp"],
             optional=True,
         )
