@@ -82,6 +82,7 @@ def build_profile(
             f"there are {len(data.target)} target and {len(data.distractor)} distractor prompts; "
             f"a profile needs at least one of each"
         )
+    fingerprint = checkpoint.fingerprint  # first: it finds damaged files, and names them
     tokenizer = checkpoint.tokenizer()
     targets = [prompt_token_ids(tokenizer, prompt) for prompt in data.target]
     distractors = [prompt_token_ids(tokenizer, prompt) for prompt in data.distractor]
@@ -99,7 +100,7 @@ def build_profile(
         )
     provenance = Provenance(
         model_name=checkpoint.name,
-        model=checkpoint.fingerprint,
+        model=fingerprint,
         tokenizer=checkpoint.tokenizer_fingerprint,
         data=data.fingerprint,
         task=task_name,

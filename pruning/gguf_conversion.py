@@ -15,6 +15,7 @@ from uuid import uuid4
 
 import torch
 import transformers
+from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
@@ -40,19 +41,27 @@ def converted_gguf(file: Path, cache_dir: Path) -> Path:
 
     Raises:
         UnsupportedModelError: an architecture or rotary embedding that is not supported.
-        ModelError: the packages for GGUF are not installed, or the file is damaged or only half understood.
+        ModelError: the packages for GGUF are not installed, the file is damaged or only half understood, or
+            there is no room for the checkpoint.
     """
     missing = [package for package in ("gguf", "accelerate") if find_spec(package) is None]
+    if not hasattr(transformers, "GgufConfig"):
+        missing.append(f"a newer transformers than {transformers.__version__}")
     if missing:
         raise ModelError(f"reading {file} needs {' and '.join(missing)}: pip install 'secateur[gguf]'")
     target = cache_dir / "converted" / _digest(file)
     if target.is_dir():
         return target
     partial = target.with_name(f".{target.name}.{uuid4().hex}")
-    partial.mkdir(parents=True)
     try:
+        partial.mkdir(parents=True)
         _convert(file, partial)
         _move(partial, target)
+    except (OSError, SafetensorError) as error:  # of writing: what goes wrong in reading is a ModelError
+        raise ModelError(
+            f"cannot keep {file} as a checkpoint in {target.parent}: {error}; "
+            f"make room, or name another directory in SECATEUR_CACHE_DIR"
+        ) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return target
@@ -69,7 +78,7 @@ def _convert(file: Path, directory: Path) -> None:
             file.parent,
             gguf_file=file.name,
             config=config,
-            **_dequantising(),
+            quantization_config=transformers.GgufConfig(dequantize=True),
             dtype=_dtype(reader),
             output_loading_info=True,
         )
@@ -111,12 +120,6 @@ def _config(file: Path, reader: "GGUFReader") -> PretrainedConfig:
         config.head_dim = head_dim.contents()
     architecture_of(config)
     return config
-
-
-def _dequantising() -> dict[str, Any]:
-    """Arguments that make transformers unpack everything; before it had GgufConfig, it always did."""
-    config = getattr(transformers, "GgufConfig", None)
-    return {} if config is None else {"quantization_config": config(dequantize=True)}
 
 
 def _dtype(reader: "GGUFReader") -> torch.dtype:

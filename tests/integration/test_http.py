@@ -52,6 +52,7 @@ def refusal(response: httpx.Response) -> tuple[int, str, str | None]:
             {"messages": [{"role": "user", "content": "a" * MAX_MODEL_LEN}]},
             (400, "context_length_exceeded", "messages"),
         ),
+        (CHAT, {**HI, "logit_bias": {"320": 1}}, (400, "invalid_value", "logit_bias")),
         (CHAT, {**HI, "tools": [{}]}, (400, "unsupported_field", "tools")),
         (CHAT, {"messages": []}, (422, "schema_violation", "messages")),
         (CHAT, {"messages": [{"role": "bot", "content": "a"}]}, (422, "schema_violation", "messages.0.role")),

@@ -53,6 +53,7 @@ def test_a_variant_added_at_run_time_serves_at_once_without_a_byte(tiny: Tiny) -
         assert (added.status_code, added.json()["id"], added.json()["state"]) == (201, "tiny:s30", "ready")
         assert added.json()["marginal_bytes"] == 0
         assert live.engine.weight_bytes == weight_bytes
+        assert 'generation_tokens_total{variant="tiny:s30"} 0.0' in client.get("/metrics").text
         answer = client.post(COMPLETIONS, json={"prompt": "a", "sparsity": 0.3}).json()
         assert answer["secateur"]["exact_sparsity"] == added.json()["exact_sparsity"]
         assert names(client) == ["tiny:s0", "tiny:s10", "tiny:s20", "tiny:s30", "tiny:s35"]

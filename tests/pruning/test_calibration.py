@@ -176,6 +176,15 @@ def test_a_checkpoint_that_lacks_tensors_is_not_measured(tmp_path: Path) -> None
         build(open_checkpoint(str(path), path))
 
 
+def test_a_truncated_checkpoint_is_named(tmp_path: Path) -> None:
+    path = tiny_checkpoint(tmp_path / "tiny")
+    content = (path / "model.safetensors").read_bytes()
+    (path / "model.safetensors").write_bytes(content[:-1])
+
+    with pytest.raises(ModelError, match=r"model\.safetensors is truncated or damaged"):
+        build(open_checkpoint(str(path), path))
+
+
 def test_activations_that_overflow_are_refused(tmp_path: Path) -> None:
     path = tiny_checkpoint(tmp_path / "tiny")
     tensors = load_file(path / "model.safetensors")

@@ -229,6 +229,14 @@ def test_a_damaged_file_leaves_nothing_behind(kept: float, model: Any, tmp_path:
     assert list((tmp_path / "cache" / "converted").iterdir()) == []
 
 
+def test_a_cache_that_cannot_be_written_is_named(model: Any, tmp_path: Path) -> None:
+    write_gguf(tmp_path / "tiny.gguf", model)
+    (tmp_path / "cache").write_text("a file, not a directory")
+
+    with pytest.raises(ModelError, match=r"cannot keep .*tiny\.gguf as a checkpoint in .*SECATEUR_CACHE_DIR"):
+        open_checkpoint(str(tmp_path / "tiny.gguf"), tmp_path / "cache")
+
+
 def test_missing_packages_are_named_with_the_extra(
     model: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
