@@ -5,6 +5,7 @@ A matrix of `outputs` x `inputs` becomes panels of 32 outputs, each [pairs, 32, 
 16 neurons' rows of the one beside the same neurons' rows of the other.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -75,13 +76,20 @@ def pack_matrix(library: KernelLibrary, weight: torch.Tensor, pad_inputs_to: int
     return panels
 
 
+def pack_gate_up(
+    library: KernelLibrary, gate: Callable[[], torch.Tensor], up: Callable[[], torch.Tensor]
+) -> torch.Tensor:
+    """Two matrices of [neurons, hidden], read one after the other → panels of 16 neurons of both."""
+    first = gate()
+    neurons, hidden = first.shape
+    panels = _zero_panels(library, -(-neurons // LANES), hidden // 2)
+    _pack(library, first, LANES, 0, panels)
+    del first
+    _pack(library, up(), LANES, LANES, panels)
+    return panels
+
+
 def _pack_layer(library: KernelLibrary, layer: LayerReader) -> PackedLayer:
-    gate = layer.gate()
-    neurons = _padded(layer.width, LANES)
-    gate_up = _zero_panels(library, neurons // LANES, gate.shape[1] // 2)
-    _pack(library, gate, LANES, 0, gate_up)
-    del gate
-    _pack(library, layer.up(), LANES, LANES, gate_up)
     return PackedLayer(
         input_norm=layer.input_norm().float(),
         qkv=pack_matrix(library, layer.qkv()),
@@ -91,9 +99,9 @@ def _pack_layer(library: KernelLibrary, layer: LayerReader) -> PackedLayer:
         output=pack_matrix(library, layer.output()),
         output_bias=_float(layer.output_bias()),
         mlp_norm=layer.mlp_norm().float(),
-        gate_up=gate_up,
+        gate_up=pack_gate_up(library, layer.gate, layer.up),
         down=pack_matrix(library, layer.down().T, pad_inputs_to=LANES),
-        neurons=neurons,
+        neurons=_padded(layer.width, LANES),
     )
 
 

@@ -12,9 +12,7 @@ from server.engine import kernels
 from server.engine.errors import KernelsUnavailableError
 from server.engine.kernels.decoder import PackedKV, layer_struct
 from server.engine.kernels.library import BatchStruct, KernelLibrary, ModelStruct, load_library
-from server.engine.kernels.packing import PackedLayer, pack_matrix
-from server.engine.kernels.packing import _pack as pack_into
-from server.engine.kernels.packing import _zero_panels as zero_panels
+from server.engine.kernels.packing import PackedLayer, pack_gate_up, pack_matrix
 from tests.server.engine.support import CONFIG, Loaded, generate, logit_gap, prompt
 
 compiled = pytest.mark.skipif(kernels.describe() != kernels.COMPILED, reason=kernels.describe())
@@ -60,9 +58,6 @@ class Case:
         self.cos, self.sin = (table.repeat(1, 2).contiguous() for table in (angles.cos(), angles.sin()))
 
         padded = -(-self.neurons // 16) * 16
-        gate_up = zero_panels(self.library, padded // 16, self.hidden // 2)
-        pack_into(self.library, self.gate, 16, 0, gate_up)
-        pack_into(self.library, self.up, 16, 16, gate_up)
         self.layer = PackedLayer(
             input_norm=self.norm,
             qkv=pack_matrix(self.library, self.qkv),
@@ -72,7 +67,7 @@ class Case:
             output=pack_matrix(self.library, self.output),
             output_bias=self.output_bias,
             mlp_norm=self.norm,
-            gate_up=gate_up,
+            gate_up=pack_gate_up(self.library, lambda: self.gate, lambda: self.up),
             down=pack_matrix(self.library, self.down, pad_inputs_to=16),
             neurons=padded,
         )
