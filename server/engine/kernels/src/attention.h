@@ -66,28 +66,37 @@ struct Segment {
   int count;
 };
 
-// The segments of keys [begin, end) of a request; `begin` is even. Returns how many.
-inline int find_segments(const Model& model, const Layer& layer, const int32_t* table, int kv_head, int begin,
-                         int end, Segment* segments) {
-  int count = 0;
+// The segments of one chunk, in order.
+struct Chunk {
+  Segment segments[kChunk / 2];
+  int count;
+};
+
+// Keys [begin, end) of a request; `begin` is even.
+inline void find_segments(const Model& model, const Layer& layer, const int32_t* table, int kv_head, int begin,
+                          int end, Chunk& chunk) {
+  chunk.count = 0;
   for (int key = begin; key < end;) {
     const int block = key / model.block_size, offset = key % model.block_size;
     const int keys = std::min({kLanes, model.block_size - offset, end - key});
     const size_t at = model.kv_offset(table[block], kv_head);
-    segments[count++] = {layer.keys + at + offset,
+    chunk.segments[chunk.count++] = {layer.keys + at + offset,
                          layer.values + at + static_cast<size_t>(offset / 2) * model.head_dim, key - begin, keys};
     key += keys;
   }
-  return count;
 }
 
-// Adds one chunk of keys to a tile's running softmax.
+// Adds one chunk of keys to a tile's running softmax. Blocks lie anywhere, so what comes next is fetched by hand:
+// the chunk's values while its keys are multiplied, the next chunk's keys while its values are.
 template <int R>
 struct AttendChunk {
+  // next: the chunk after this one, or this one again if it is the last.
   // queries: [head_dim / 2][R]. first_seen, last_seen: [R] the keys that a row sees, counted within the chunk.
   // scale_log2: what turns a product of query and key into a power of two.
-  static void run(const Model& model, const Segment* segments, int num_segments, const Pair* queries,
+  static void run(const Model& model, const Chunk& chunk, const Chunk& next, const Pair* queries,
                   const int* first_seen, const int* last_seen, float scale_log2, RunningSoftmax& state) {
+    const Segment* segments = chunk.segments;
+    const int num_segments = chunk.count;
     alignas(64) float scores[R][kChunk + kLanes];
     alignas(64) Pair weights[(kChunk / 2 + kLanes) * R];  // [keys / 2][R]
     const Segment& last = segments[num_segments - 1];
@@ -98,7 +107,9 @@ struct AttendChunk {
       const Segment& right = segments[s + 1 < num_segments ? s + 1 : s];
       __m512 sums[R][2];
       set_zero(sums);
-      multiply_add<R, 0>(left.keys, right.keys, model.block_size, queries, model.head_dim / 2, sums, {});
+      const Prefetch values{reinterpret_cast<const char*>(left.values),
+                            reinterpret_cast<const char*>(right.values), 64};
+      multiply_add<R, 2>(left.keys, right.keys, model.block_size, queries, model.head_dim / 2, sums, values);
       // A segment of fewer than 16 keys leaves garbage behind its scores: the next one overwrites it, or the mask
       // below hides it.
       SECATEUR_UNROLL
@@ -121,8 +132,11 @@ struct AttendChunk {
       }
       for (int s = 0; s < num_segments; ++s) {
         const Segment& segment = segments[s];
-        multiply_add<R, 0>(segment.values + d, segment.values + d + second, model.head_dim,
-                           weights + segment.first_key / 2 * R, (segment.count + 1) / 2, sums, {});
+        const char* keys_ahead = reinterpret_cast<const char*>(next.segments[std::min(s, next.count - 1)].keys) +
+                                 d / kPanel * kLanes * 64;
+        const Prefetch ahead{keys_ahead, keys_ahead + kLanes / 2 * 64, 64};
+        multiply_add<R, 2>(segment.values + d, segment.values + d + second, model.head_dim,
+                           weights + segment.first_key / 2 * R, (segment.count + 1) / 2, sums, ahead);
       }
       SECATEUR_UNROLL
       for (int i = 0; i < R; ++i) {
@@ -208,16 +222,26 @@ inline void attend_chunks(const Model& model, const Layer& layer, const Batch& b
   }
   reset(state, rows, model.head_dim);
   const int32_t* table = batch.block_tables + batch.table_starts[tile.request];
-  Segment segments[kChunk / 2];
+  Chunk chunks[2];  // this one and the next, in turn
+  const auto find = [&](int number) {
+    const int end_key = std::min((number + 1) * kChunk, positions[rows - 1] + 1);
+    find_segments(model, layer, table, tile.kv_head, number * kChunk, end_key, chunks[number % 2]);
+  };
+  find(begin);
+  for (int s = 0; s < chunks[begin % 2].count; ++s)
+    for (int line = 0; line < model.head_dim / 2; ++line)  // 16 keys of head_dim bfloat16
+      _mm_prefetch(chunks[begin % 2].segments[s].keys + line * kLanes, _MM_HINT_T0);
   for (int chunk = begin; chunk < end; ++chunk) {
-    const int first_key = chunk * kChunk, end_key = std::min(first_key + kChunk, positions[rows - 1] + 1);
-    const int count = find_segments(model, layer, table, tile.kv_head, first_key, end_key, segments);
+    const int first_key = chunk * kChunk;
+    if (chunk + 1 < end) find(chunk + 1);
+    const Chunk& now = chunks[chunk % 2];
+    const Chunk& next = chunk + 1 < end ? chunks[(chunk + 1) % 2] : now;
     int first_seen[kMaxRows], last_seen[kMaxRows];
     for (int i = 0; i < rows; ++i) {
       last_seen[i] = positions[i] - first_key;
       first_seen[i] = layer.window ? last_seen[i] + 1 - layer.window : 0;
     }
-    for_rows<AttendChunk>(rows)(model, segments, count, queries, first_seen, last_seen, scale_log2, state);
+    for_rows<AttendChunk>(rows)(model, now, next, queries, first_seen, last_seen, scale_log2, state);
   }
 }
 

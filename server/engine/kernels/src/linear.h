@@ -67,8 +67,8 @@ constexpr int kPiecePairs = 256;       // of a panel (32 KB): stays in the first
 // tile, a little ahead; with several, the piece that comes next, a share in each tile.
 SECATEUR_INLINE Prefetch prefetch_for(const void* weights, long bytes, int index, int count) {
   const char* base = static_cast<const char*>(weights);
-  if (count == 1) return {base + kPrefetchBytes, 2 * 64};
-  return {base + bytes + bytes * index / count, 2 * 64 / count};
+  if (count == 1) return {base + kPrefetchBytes, base + kPrefetchBytes + 64, 2 * 64};
+  return {base + bytes + bytes * index / count, nullptr, 2 * 64 / count};
 }
 
 // The team multiplies `rows` with all panels of `weights`; a thread has some of the panels.

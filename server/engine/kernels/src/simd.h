@@ -65,9 +65,11 @@ SECATEUR_INLINE __m512 gated(__m512 gate, __m512 up) {
   return _mm512_div_ps(_mm512_mul_ps(gate, up), _mm512_add_ps(_mm512_set1_ps(1.f), e));
 }
 
-// What to fetch while multiplying: `lines` cache lines at `next` a step, which then moves on by `advance` bytes.
+// What to fetch while multiplying: the cache lines at `next` and `other`, which both move on by `advance` bytes a
+// step.
 struct Prefetch {
   const char* next;
+  const char* other;
   long advance;
 };
 
@@ -75,14 +77,16 @@ struct Prefetch {
 //
 // left, right: 16 outputs each, [pairs][16], the next pair `step` pairs further on.
 // rows: [pairs][R], one pair a row.
+// Lines: how many of the lines in `prefetch` are fetched, 1 or 2.
 template <int R, int Lines>
 SECATEUR_INLINE void multiply_add(const Pair* left, const Pair* right, long step, const Pair* rows, int pairs,
                                   __m512 (&sums)[R][2], Prefetch prefetch) {
 #pragma GCC unroll 4
   for (int p = 0; p < pairs; ++p) {
-    if (Lines > 0) _mm_prefetch(prefetch.next, _MM_HINT_T0);
-    if (Lines > 1) _mm_prefetch(prefetch.next + 64, _MM_HINT_T0);
-    if (Lines > 0) prefetch.next += prefetch.advance;
+    _mm_prefetch(prefetch.next, _MM_HINT_T0);
+    if (Lines > 1) _mm_prefetch(prefetch.other, _MM_HINT_T0);
+    prefetch.next += prefetch.advance;
+    prefetch.other += prefetch.advance;
     const __m512bh l = reinterpret_cast<__m512bh>(_mm512_loadu_si512(left));
     const __m512bh r = reinterpret_cast<__m512bh>(_mm512_loadu_si512(right));
     SECATEUR_UNROLL
