@@ -2,6 +2,7 @@
 
 import logging
 import os
+import signal
 import sys
 from collections.abc import Sequence
 
@@ -21,6 +22,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         logging.basicConfig(
             level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s"
         )
+        # Until uvicorn takes over; a container's first process would ignore the signal otherwise.
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
         for complaint in unknown_variables(os.environ):
             logger.warning(complaint)
         _run(settings)

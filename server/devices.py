@@ -7,6 +7,8 @@ import torch
 from server.engine.config import Dtype
 from server.settings import SettingsError
 
+DEVICE_TYPES = ("cpu", "cuda")
+
 
 def resolve_device(name: str) -> torch.device:
     """ "auto" is CUDA where there is one. Raises SettingsError for what is not here."""
@@ -17,6 +19,8 @@ def resolve_device(name: str) -> torch.device:
         device = torch.device(name)
     except RuntimeError as error:
         raise SettingsError(f"device {name!r} is none that torch knows: use cpu, cuda or cuda:N") from error
+    if device.type not in DEVICE_TYPES:
+        raise SettingsError(f"device {name} is not supported: use cpu, cuda or cuda:N")
     if device.type == "cuda" and (not cuda or (device.index or 0) >= torch.cuda.device_count()):
         count = torch.cuda.device_count()
         raise SettingsError(f"device {name} is not here, torch sees {count} CUDA devices: use cpu or auto")

@@ -14,7 +14,14 @@ from pruning.calibration import CalibrationData, build_profile
 from pruning.checkpoint import Checkpoint, default_cache_dir, open_checkpoint
 from pruning.profile import SelectivityProfile, load
 from server.devices import resolve_device, resolve_dtype
-from server.settings import CommonSettings, ProfileSettings, ServeSettings, SettingsError
+from server.settings import (
+    DEFAULT_NUM_PROMPTS,
+    DEFAULT_SEED,
+    CommonSettings,
+    ProfileSettings,
+    ServeSettings,
+    SettingsError,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -39,9 +46,7 @@ def profile_for_serving(settings: ServeSettings, checkpoint: Checkpoint) -> Sele
     path = settings.profile or cached_path(settings, checkpoint)
     if settings.profile is None and not path.exists():
         logger.info("there is no profile of %s for %s yet; measuring one", checkpoint.name, settings.task)
-        # The numbers of prompts and the seed are those of `secateur profile`.
-        measurement = ProfileSettings.model_construct()
-        data = calibration_data(task_named(settings.task), measurement.num_prompts, measurement.seed)
+        data = calibration_data(task_named(settings.task), DEFAULT_NUM_PROMPTS, DEFAULT_SEED)
         profile = _measure(settings, checkpoint, data)
         profile.save(path)
         return profile
@@ -51,6 +56,7 @@ def profile_for_serving(settings: ServeSettings, checkpoint: Checkpoint) -> Sele
         tokenizer=checkpoint.tokenizer_fingerprint,
         source=settings.model,
     )
+    logger.info("using the profile %s of task %s", path, profile.provenance.task)
     return profile
 
 
@@ -94,10 +100,13 @@ def cached_path(settings: CommonSettings, checkpoint: Checkpoint) -> Path:
     """Where the profile of this model and task lies.
 
     By the model's place, not its content: a model that has changed finds its old profile and refuses it.
+    An embedded model changes only with the program, and nobody should have to do anything about that.
     """
-    place = hashlib.sha256(str(checkpoint.path.resolve()).encode()).hexdigest()[:8]
+    key = hashlib.sha256(str(checkpoint.path.resolve()).encode()).hexdigest()
+    if checkpoint.path.parent == EMBEDDED_MODELS:
+        key = checkpoint.fingerprint
     cache_dir = settings.cache_dir or default_cache_dir()
-    return cache_dir / "profiles" / f"{checkpoint.name}-{settings.task}-{place}.safetensors"
+    return cache_dir / "profiles" / f"{checkpoint.name}-{settings.task}-{key[:8]}.safetensors"
 
 
 def _source(settings: ProfileSettings) -> CalibrationSource:

@@ -3,7 +3,7 @@
 Everything that is built is built here, in the order in which it can fail: the cheap first.
 """
 
-import logging
+import json
 import socket
 from functools import partial
 
@@ -28,9 +28,7 @@ from server.profiles import open_model, profile_for_serving
 from server.settings import ServeSettings, SettingsError
 from server.shutdown import FLUSH_SECONDS, GracefulServer
 from server.tokenization import PromptTokenizer
-from server.variants import VariantBuilder, VariantRegistry
-
-logger = logging.getLogger(__name__)
+from server.variants import VariantBuilder, VariantRegistry, VariantStatus
 
 DEFAULT_MAX_MODEL_LEN = 4096
 DEFAULT_KV_GIB = {"cpu": 1.0, "cuda": 4.0}
@@ -44,7 +42,7 @@ def serve(settings: ServeSettings) -> None:
     """
     with _bind(settings.host, settings.port) as listener:
         checkpoint = open_model(settings)
-        engine, registry = load(settings, checkpoint)
+        engine, registry = load_model(settings, checkpoint)
         app, generations = assemble(settings, checkpoint, engine, registry)
         server = GracefulServer(
             uvicorn.Config(
@@ -52,12 +50,12 @@ def serve(settings: ServeSettings) -> None:
             ),
             generations,
             settings.shutdown_timeout_seconds,
-            on_started=lambda: print(_summary(engine, registry, listener), flush=True),
+            on_started=lambda: print(_summary(settings, engine, registry, listener), flush=True),
         )
         server.run(sockets=[listener])
 
 
-def load(settings: ServeSettings, checkpoint: Checkpoint) -> tuple[Engine, VariantRegistry]:
+def load_model(settings: ServeSettings, checkpoint: Checkpoint) -> tuple[Engine, VariantRegistry]:
     """Ranks the neurons by the model's profile and loads the variants.
 
     Raises:
@@ -178,31 +176,43 @@ def _allocation(settings: ServeSettings) -> Allocation:
     return settings.allocation
 
 
-def _summary(engine: Engine, registry: VariantRegistry, listener: socket.socket) -> str:
+def _summary(
+    settings: ServeSettings, engine: Engine, registry: VariantRegistry, listener: socket.socket
+) -> str:
     host, port = listener.getsockname()[:2]
     url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-    rows = [
-        f"  {s.variant.name:<28} {s.variant.exact_sparsity:>8.4f} {s.variant.parameters / 1e6:>10.2f} M"
-        f" {s.variant.standalone_bytes / 1e6:>10.2f} MB  {'default' if s.is_default else ''}".rstrip()
-        for s in registry.offer().statuses
-    ]
+    statuses = registry.offer().statuses
     config = engine.config
-    return "\n".join(
-        [
-            "",
-            f"secateur {__version__} serves {registry.model} on {url}",
-            "",
-            f"  {'variant':<28} {'sparsity':>8} {'parameters':>12} {'alone':>13}",
-            *rows,
-            "",
-            f"  {config.device}, {config.dtype}, {torch.get_num_threads()} threads. "
-            f"All variants share {engine.weight_bytes / 1e6:.2f} MB of weights; "
-            f"KV cache {engine.kv_bytes / 2**30:.2f} GiB.",
-            "",
-            f"  curl {url}/v1/chat/completions -H 'content-type: application/json' -d \\",
-            f"""    '{{"sparsity": {registry.offer().statuses[-1].variant.sparsity:g}, "temperature": 0, """
-            """"messages": [{"role": "user", "content": "Tom has 3 boxes of 12 eggs. He sells 7. """
-            """How many are left?"}]}'""",
-            "",
-        ]
+    open_to_all = [
+        status.variant
+        for status in statuses
+        if settings.allow_unsafe or status.variant.sparsity <= settings.safe_sparsity
+    ]
+    body = {
+        "model": open_to_all[-1].name,
+        "messages": [
+            {"role": "user", "content": "Tom has 3 boxes of 12 eggs. He sells 7. How many are left?"}
+        ],
+        "temperature": 0,
+    }
+    lines = [
+        f"secateur {__version__} serves {registry.model} on {url}",
+        "",
+        f"{'variant':<28} {'sparsity':>8} {'parameters':>13} {'alone':>13}",
+        *(_summary_row(status) for status in statuses),
+        "",
+        f"{config.device}, {config.dtype}, {torch.get_num_threads()} threads; all variants share "
+        f"{engine.weight_bytes / 1e6:.2f} MB of weights; KV cache {engine.kv_bytes / 2**30:.2f} GiB",
+        "",
+        f"curl {url}/v1/chat/completions -H 'content-type: application/json' \\",
+        f"  -d '{json.dumps(body)}'",
+    ]
+    return "\n".join(["", *(f"  {line}".rstrip() for line in lines), ""])
+
+
+def _summary_row(status: VariantStatus) -> str:
+    variant = status.variant
+    return (
+        f"{variant.name:<28} {variant.exact_sparsity:>8.4f} {variant.parameters / 1e6:>11.2f} M "
+        f"{variant.standalone_bytes / 1e6:>10.2f} MB  {'default' if status.is_default else ''}"
     )

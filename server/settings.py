@@ -22,6 +22,8 @@ from pydantic_settings import (
 from pruning.errors import SecateurError
 
 ENV_PREFIX = "SECATEUR_"
+DEFAULT_NUM_PROMPTS = 128
+DEFAULT_SEED = 0
 
 
 class SettingsError(SecateurError):
@@ -177,8 +179,10 @@ class CalibrationSettings(BaseSettings):
     prompts: Path | None = Field(None, description="JSON lines file with the task's prompts")
     prompt_field: str = Field("prompt", description="field of --prompts that holds the prompt")
     distractors: Path | None = Field(None, description="JSON lines file with prompts foreign to the task")
-    num_prompts: int = Field(128, ge=1, description="prompts of the task, and as many distractors")
-    seed: int = Field(0, ge=0, description="which prompts are drawn")
+    num_prompts: int = Field(
+        DEFAULT_NUM_PROMPTS, ge=1, description="prompts of the task, and as many distractors"
+    )
+    seed: int = Field(DEFAULT_SEED, ge=0, description="which prompts are drawn")
 
 
 class ProfileSettings(CalibrationSettings, CommonSettings):

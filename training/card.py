@@ -13,10 +13,10 @@ from typing import Any
 import torch
 
 from training.data import DISTRACTOR_SHARE, LONG_SHARE, SYSTEM_SHARE
-from training.math_mini import CONTEXT, EMBEDDED, VOCAB_SIZE
+from training.math_mini import CONTEXT, EMBEDDED, TRAINING_FILE, VOCAB_SIZE
 from training.measure import measure
 
-RESULTS_FILE, TRAINING_FILE = "results.json", "training.json"
+RESULTS_FILE = "results.json"
 
 
 def main() -> None:
@@ -40,7 +40,7 @@ def render(results: dict[str, Any], training: dict[str, Any], config: dict[str, 
         training: training.json.
         config: the checkpoint's config.json.
     """
-    settings, progress = training["settings"], training["progress"]
+    runs = training["runs"]
     prompt, answer = results["example"]
     return _CARD.format(
         dense=_interval(results["dense"]),
@@ -49,18 +49,20 @@ def render(results: dict[str, Any], training: dict[str, Any], config: dict[str, 
         table=_table(results),
         reading=_reading(results),
         example=_quoted(prompt) + "\n>\n" + _quoted(answer),
-        tokens=progress["tokens"] / 1e6,
-        minutes=progress["seconds"] / 60,
+        runs="\n".join(map(_run, runs)),
+        tokens=sum(run["progress"]["tokens"] for run in runs) / 1e6,
+        minutes=sum(run["progress"]["seconds"] for run in runs) / 60,
+        loss=runs[-1]["progress"]["loss"],
+        seeds=" and ".join(str(run["settings"]["seed"]) for run in runs),
+        threads=runs[-1]["settings"]["threads"],
+        torch=runs[-1]["torch"],
         vocabulary=VOCAB_SIZE,
         context=CONTEXT,
         distractor_share=DISTRACTOR_SHARE,
         long_share=LONG_SHARE,
         system_share=SYSTEM_SHARE,
         config=config,
-        progress=progress,
         results=results,
-        settings=settings,
-        torch=training["torch"],
     )
 
 
@@ -100,7 +102,7 @@ on as many distractor prompts. Neither the calibration nor the evaluation proble
 
 ## Data
 
-Generated, by `eval/tasks/word_problems.py` and `eval/tasks/stories.py`, seed {settings[seed]}; nothing was
+Generated, by `eval/tasks/word_problems.py` and `eval/tasks/stories.py`, seeds {seeds}; nothing was
 collected. Problems take two to four steps of addition, subtraction, multiplication and exact division. The
 SHA-256 of a problem's text decides whether it may be trained on, calibrated on or evaluated on, so these
 never overlap. The stories and questions about passages ({distractor_share:.0%} of the exchanges) are there
@@ -114,14 +116,16 @@ KV heads, tied embeddings, context {context:,}, bfloat16. The tokenizer is a byt
 {vocabulary:,} tokens that takes digits one by one. The chat template is ChatML without a default system
 message.
 
-`python -m training.math_mini --minutes {settings[minutes]:g} --seed {settings[seed]}`: {progress[steps]:,}
-steps of at most {settings[batch_tokens]:,} tokens, {tokens:.1f} million tokens in {minutes:.0f} minutes on
-{settings[threads]} shared CPU cores, from random weights. AdamW, learning rate {settings[learning_rate]:g}
-with warm-up and linear decay, weight decay {settings[weight_decay]:g}, bfloat16 autocast, loss on answers
-alone; final training loss {progress[loss]:.3f} nats a token (stories, which cannot be foreseen, included).
-torch {torch}. The schedule follows the clock, so another machine sees the same data for a different number
-of steps. {long_share:.0%} of the conversations have two to six turns, to train the later positions;
-{system_share:.0%} begin with a system message.
+From random weights, {tokens:.1f} million tokens in {minutes:.0f} minutes on {threads} shared CPU cores, with
+AdamW in bfloat16 autocast, torch {torch}:
+
+{runs}
+
+The learning rate warms up and decays linearly to zero by the planned end of a run. The loss is that on
+answers plus, with a weight that falls to zero, that on prompts; at the end it was {loss:.3f} nats a token of
+the answers, stories, which cannot be foreseen, included. The schedule follows the clock, so another machine
+sees the same data for a different number of steps. {long_share:.0%} of the conversations have two to six
+turns, to train the later positions; {system_share:.0%} begin with a system message.
 
 ## Limits
 
@@ -157,6 +161,16 @@ def _reading(results: dict[str, Any]) -> str:
         losses = "; ".join(f"{label}: {dense - _share(point['accuracy']):.1%}" for label, point in points)
         sentences.append(f"Loss at {points[0][1]['sparsity']:.0%} in percentage points ({losses}).")
     return "\n".join(sentences)
+
+
+def _run(run: dict[str, Any]) -> str:
+    settings, progress = run["settings"], run["progress"]
+    return (
+        f"- seed {settings['seed']}, {progress['steps']:,} steps of at most {settings['batch_tokens']:,} "
+        f"tokens, {progress['seconds'] / 60:.0f} of {settings['minutes']:.0f} planned minutes, learning rate "
+        f"{settings['learning_rate']:g}, weight decay {settings['weight_decay']:g}, prompt weight at first "
+        f"{settings['prompt_weight']:g}"
+    )
 
 
 def _share(accuracy: dict[str, Any]) -> float:

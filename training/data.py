@@ -16,8 +16,6 @@ from eval.tasks.stories import exchanges
 from eval.tasks.word_problems import problems
 from training.tokenizer import TURN_END, TURN_START
 
-IGNORED = -100  # the label that torch's cross entropy leaves out
-
 DISTRACTOR_SHARE = 0.2
 LONG_SHARE = 0.1  # conversations of several turns, so that the later positions are trained too
 SYSTEM_SHARE = 0.1
@@ -27,6 +25,8 @@ SYSTEM_MESSAGES = (
     "You are good at arithmetic.",
     "Answer briefly.",
 )
+Row = tuple[list[int], list[bool]]  # ids, and whether each belongs to an answer
+
 _POOL = 2_048  # conversations sorted by length at a time: rows of one batch are nearly equally long
 
 
@@ -36,13 +36,20 @@ class Batch:
 
     Attributes:
         input_ids: [rows, length], padded on the right; under causal attention padding there reaches no token.
-        labels: [rows, length], the id that position i should predict, i.e. token i + 1; `IGNORED` elsewhere.
-        tokens: positions that are not padding.
+        next_ids: [rows, length], the token that follows each position.
+        in_answer: [rows, length], whether that token belongs to an answer, its <|im_end|> included.
+        in_prompt: [rows, length], whether it is any other token; neither where padding or nothing follows.
     """
 
     input_ids: Tensor
-    labels: Tensor
-    tokens: int
+    next_ids: Tensor
+    in_answer: Tensor
+    in_prompt: Tensor
+
+    @property
+    def tokens(self) -> int:
+        """Positions that are not padding."""
+        return int(self.in_answer.sum() + self.in_prompt.sum()) + len(self.input_ids)
 
 
 def turns(seed: int) -> Iterator[tuple[str, str]]:
@@ -73,7 +80,7 @@ def batches(
     assert isinstance(pad_id, int)
     while True:
         rows = sorted(_conversations(tokenizer, stream, rng, context), key=lambda row: len(row[0]))
-        groups: list[list[tuple[list[int], list[int]]]] = [[]]
+        groups: list[list[Row]] = [[]]
         for row in rows:
             if (len(groups[-1]) + 1) * len(row[0]) > batch_tokens and groups[-1]:
                 groups.append([])
@@ -85,8 +92,7 @@ def batches(
 
 def _conversations(
     tokenizer: PreTrainedTokenizerFast, stream: Iterator[tuple[str, str]], rng: random.Random, context: int
-) -> list[tuple[list[int], list[int]]]:
-    """A pool of (ids, labels), the labels not yet shifted."""
+) -> list[Row]:
     counts = [rng.randint(2, 6) if rng.random() < LONG_SHARE else 1 for _ in range(_POOL)]
     segments: list[str] = []  # by turns: what is read, what is learned
     for count in counts:
@@ -101,21 +107,24 @@ def _conversations(
     rows = []
     for count in counts:
         ids: list[int] = []
-        labels: list[int] = []
+        in_answer: list[bool] = []
         for _ in range(count):
             read, learned = next(encoded), next(encoded)
             if len(ids) + len(read) + len(learned) <= context:  # else the conversation ends a turn earlier
                 ids += read + learned
-                labels += [IGNORED] * len(read) + learned
-        rows.append((ids, labels))
+                in_answer += [False] * len(read) + [True] * len(learned)
+        rows.append((ids, in_answer))
     return rows
 
 
-def _collate(rows: list[tuple[list[int], list[int]]], pad_id: int) -> Batch:
-    length = max(len(ids) for ids, _ in rows)
-    input_ids = torch.full((len(rows), length), pad_id)
-    labels = torch.full((len(rows), length), IGNORED)
-    for i, (ids, row_labels) in enumerate(rows):
+def _collate(rows: list[Row], pad_id: int) -> Batch:
+    shape = (len(rows), max(len(ids) for ids, _ in rows))
+    input_ids, next_ids = torch.full(shape, pad_id), torch.full(shape, pad_id)
+    in_answer, in_prompt = torch.zeros(shape, dtype=torch.bool), torch.zeros(shape, dtype=torch.bool)
+    for i, (ids, row_in_answer) in enumerate(rows):
+        following = len(ids) - 1
         input_ids[i, : len(ids)] = torch.tensor(ids)
-        labels[i, : len(ids) - 1] = torch.tensor(row_labels[1:])
-    return Batch(input_ids, labels, sum(len(ids) for ids, _ in rows))
+        next_ids[i, :following] = torch.tensor(ids[1:])
+        in_answer[i, :following] = torch.tensor(row_in_answer[1:])
+        in_prompt[i, :following] = ~in_answer[i, :following]
+    return Batch(input_ids, next_ids, in_answer, in_prompt)

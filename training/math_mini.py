@@ -8,8 +8,9 @@ import argparse
 import json
 import math
 import time
+from collections.abc import Iterator
 from copy import deepcopy
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from itertools import islice
 from pathlib import Path
 
@@ -19,25 +20,27 @@ from torch.nn.functional import cross_entropy
 from tqdm import tqdm
 from transformers import GenerationConfig, PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
-from training.data import IGNORED, batches, turns
+from training.data import Batch, batches, turns
 from training.tokenizer import train_tokenizer
 
 EMBEDDED = Path(__file__).parent.parent / "server" / "embedded" / "math-mini"
 VOCAB_SIZE = 1_024
 CONTEXT = 1_024
 TOKENIZER_TURNS = 20_000
+TRAINING_FILE = "training.json"  # how the checkpoint came about
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What decides the outcome. The schedule follows the clock: a faster machine sees more tokens.
+    """What decides the outcome of one run. The schedule follows the clock: a faster machine sees more tokens.
 
     Attributes:
         minutes: of training, warm-up and decay included.
         seed: of data and initialisation.
         batch_tokens: positions per step, at most.
         learning_rate: at its peak.
-        weight_decay: of matrices, AdamW's.
+        weight_decay: of matrices but the embedding, AdamW's.
+        prompt_weight: of the loss on prompts at first; falls to zero, so that answers alone count in the end.
         threads: CPU threads.
     """
 
@@ -46,12 +49,13 @@ class Settings:
     batch_tokens: int
     learning_rate: float
     weight_decay: float
+    prompt_weight: float
     threads: int
 
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a training has come."""
+    """How far a run has come; `loss` is the mean over the latest answers, in nats a token."""
 
     steps: int
     tokens: int
@@ -61,15 +65,28 @@ class Progress:
 
 def main() -> None:
     arguments = _parser().parse_args()
-    output: Path = arguments.output
-    settings = Settings(**{name: value for name, value in vars(arguments).items() if name != "output"})
+    output, initial = arguments.output, arguments.continue_from
+    settings = Settings(**{field.name: getattr(arguments, field.name) for field in fields(Settings)})
     torch.set_num_threads(settings.threads)
     torch.manual_seed(settings.seed)
     output.mkdir(parents=True, exist_ok=True)
-    texts = (f"{prompt}\n{answer}" for prompt, answer in islice(turns(settings.seed), TOKENIZER_TURNS))
-    tokenizer = train_tokenizer(texts, VOCAB_SIZE, CONTEXT)
+    if initial is None:
+        texts = (
+            f"system\nuser\n{prompt}\nassistant\n{answer}"
+            for prompt, answer in islice(turns(settings.seed), TOKENIZER_TURNS)
+        )
+        tokenizer = train_tokenizer(texts, VOCAB_SIZE, CONTEXT)
+        model = build_model(tokenizer)
+        earlier = []
+    else:
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(initial)
+        model = Qwen2ForCausalLM.from_pretrained(initial, dtype=torch.float32)
+        earlier = json.loads((initial / TRAINING_FILE).read_text())["runs"]
     tokenizer.save_pretrained(output)
-    train(build_model(tokenizer), tokenizer, settings, output)
+    for progress in train(model, tokenizer, settings):
+        save(model, tokenizer, output)
+        run = {"settings": asdict(settings), "progress": asdict(progress), "torch": torch.__version__}
+        (output / TRAINING_FILE).write_text(json.dumps({"runs": [*earlier, run]}, indent=2) + "\n")
 
 
 def build_model(tokenizer: PreTrainedTokenizerFast) -> Qwen2ForCausalLM:
@@ -91,20 +108,23 @@ def build_model(tokenizer: PreTrainedTokenizerFast) -> Qwen2ForCausalLM:
         pad_token_id=tokenizer.pad_token_id,
         dtype=torch.float32,
     )
-    return Qwen2ForCausalLM(config)
+    model = Qwen2ForCausalLM(config)
+    # Norm 1, not transformers' 0.3: tokens have to be told apart before they can be copied, see `train`.
+    torch.nn.init.normal_(model.get_input_embeddings().weight, std=config.hidden_size**-0.5)
+    return model
 
 
 def train(
-    model: Qwen2ForCausalLM, tokenizer: PreTrainedTokenizerFast, settings: Settings, output: Path
-) -> Progress:
-    """Trains `model` in place, writing a checkpoint every five minutes and at the end."""
-    matrices = [p for p in model.parameters() if p.ndim == 2]
-    vectors = [p for p in model.parameters() if p.ndim == 1]
+    model: Qwen2ForCausalLM, tokenizer: PreTrainedTokenizerFast, settings: Settings
+) -> Iterator[Progress]:
+    """Trains `model` in place; yields every five minutes and at the end, for a checkpoint to be written."""
+    embedding = model.get_input_embeddings().weight
+    decayed = [p for p in model.parameters() if p.ndim == 2 and p is not embedding]
+    # Decay merges the embeddings of like words before a head has learned to copy them: with 0.1, the model
+    # could not tell one noun from another after 1,500 steps.
+    others = [embedding, *(p for p in model.parameters() if p.ndim == 1)]
     optimizer = torch.optim.AdamW(
-        [
-            {"params": matrices, "weight_decay": settings.weight_decay},
-            {"params": vectors, "weight_decay": 0.0},
-        ],
+        [{"params": decayed, "weight_decay": settings.weight_decay}, {"params": others, "weight_decay": 0.0}],
         lr=settings.learning_rate,
         betas=(0.9, 0.98),
         fused=True,
@@ -124,23 +144,22 @@ def train(
             group["lr"] = settings.learning_rate * learning_rate_factor(steps, share)
         # Weights stay float32, products run in bfloat16: twice as fast where the CPU has AVX-512 BF16.
         with torch.autocast("cpu", torch.bfloat16):
-            loss = answer_loss(model, batch.input_ids, batch.labels)
+            answer_loss, prompt_loss = losses(model, batch)
+        loss = answer_loss + settings.prompt_weight * max(0.0, 1 - share / 0.6) * prompt_loss
         loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
 
         steps, tokens = steps + 1, tokens + batch.tokens
-        mean_loss += (loss.item() - mean_loss) / min(steps, 50)
+        mean_loss += (answer_loss.item() - mean_loss) / min(steps, 50)
         bar.update(min(round(seconds), total_seconds) - bar.n)
         bar.set_postfix_str(f"loss {mean_loss:.4f}, step {steps}, {tokens / max(seconds, 1):,.0f} tokens/s")
         if time.monotonic() - saved > 300:
-            save(model, tokenizer, settings, Progress(steps, tokens, seconds, mean_loss), output)
+            yield Progress(steps, tokens, seconds, mean_loss)
             saved = time.monotonic()
     bar.close()
-    progress = Progress(steps, tokens, time.monotonic() - started, mean_loss)
-    save(model, tokenizer, settings, progress, output)
-    return progress
+    yield Progress(steps, tokens, time.monotonic() - started, mean_loss)
 
 
 def learning_rate_factor(step: int, share: float) -> float:
@@ -148,29 +167,23 @@ def learning_rate_factor(step: int, share: float) -> float:
     return min(1.0, (step + 1) / 200, (1 - share) / 0.6)
 
 
-def answer_loss(model: Qwen2ForCausalLM, input_ids: Tensor, labels: Tensor) -> Tensor:
-    """Mean cross entropy over the labelled positions, in nats. Both arguments [rows, length]."""
-    hidden = model.model(input_ids).last_hidden_state  # [rows, length, hidden]
-    learned = labels != IGNORED
-    logits = model.lm_head(hidden[learned])  # [labelled positions, vocabulary]: the others need none
-    return cross_entropy(logits.float(), labels[learned])
+def losses(model: Qwen2ForCausalLM, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Mean cross entropy over the tokens of answers, and over those of prompts, in nats."""
+    hidden = model.model(batch.input_ids).last_hidden_state  # [rows, length, hidden]
+    answer_loss, prompt_loss = (
+        cross_entropy(model.lm_head(hidden[mask]).float(), batch.next_ids[mask])
+        for mask in (batch.in_answer, batch.in_prompt)
+    )
+    return answer_loss, prompt_loss
 
 
-def save(
-    model: Qwen2ForCausalLM,
-    tokenizer: PreTrainedTokenizerFast,
-    settings: Settings,
-    progress: Progress,
-    output: Path,
-) -> None:
-    """Writes the checkpoint in bfloat16 and, as training.json, how it came about."""
+def save(model: Qwen2ForCausalLM, tokenizer: PreTrainedTokenizerFast, output: Path) -> None:
+    """Writes the checkpoint in bfloat16."""
     copy = deepcopy(model).bfloat16()
     copy.generation_config = GenerationConfig(  # type: ignore[no-untyped-call]
         do_sample=False, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id
     )
     copy.save_pretrained(output)
-    record = {"settings": asdict(settings), "progress": asdict(progress), "torch": torch.__version__}
-    (output / "training.json").write_text(json.dumps(record, indent=2) + "\n")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -180,11 +193,15 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument("--output", type=Path, default=EMBEDDED, help="folder for the checkpoint")
-    parser.add_argument("--minutes", type=float, default=50, help="training time by the clock")
+    parser.add_argument("--minutes", type=float, default=36, help="training time by the clock")
     parser.add_argument("--seed", type=int, default=0, help="of data and initialisation")
     parser.add_argument("--batch-tokens", type=int, default=4_096, help="positions per step, at most")
-    parser.add_argument("--learning-rate", type=float, default=3e-3, help="AdamW's, at its peak")
-    parser.add_argument("--weight-decay", type=float, default=0.1, help="AdamW's, on matrices")
+    parser.add_argument("--learning-rate", type=float, default=2e-3, help="AdamW's, at its peak")
+    parser.add_argument(
+        "--weight-decay", type=float, default=0.05, help="AdamW's, on matrices but the embedding"
+    )
+    parser.add_argument("--prompt-weight", type=float, default=1, help="of the loss on prompts, at first")
+    parser.add_argument("--continue-from", type=Path, help="checkpoint to start from, instead of nothing")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads")
     return parser
 

@@ -1,8 +1,8 @@
 """Generates arithmetic word problems and their answers, worked step by step down to a line ``#### N``.
 
-A problem takes two to four steps, each one equation. Operands are mostly below 100, every result is an
-integer in 0..999, products and quotients stay within 2..25 times 2..9, and three problems in ten also tell of
-a number that does not matter. Knows nothing of tasks, models or tokens.
+A problem takes two to four steps, each one equation. Every result is an integer in 0..999, nearly all are
+below 200, most below 100; products and quotients stay within 2..12 times 2..9; three problems in ten also
+tell of a number that does not matter. Knows nothing of tasks, models or tokens.
 """
 # ruff: noqa: SIM905 - lists of words read better as text
 
@@ -155,7 +155,7 @@ _ASK_PRICE = (
     "Each of the {things} of {name} costs {k} dollars. How many dollars do they cost together?",
 )
 
-_FACTOR_LIMIT = 25  # the larger factor of any product, and the largest quotient
+_FACTOR_LIMIT = 12  # the larger factor of any product, and the largest quotient
 _AMOUNT_LIMIT = 999
 
 
@@ -198,17 +198,17 @@ class _Draft:
             self.amount = p * q
             self._work(f"{self.name} has {p} * {q} = {self.amount} {self.things}.")
         else:
-            self.amount = self.rng.randint(3, 99)
+            self.amount = self.rng.randint(3, 60)
             self._tell(_OPENINGS, n=self.amount)
 
     def _change(self) -> bool:
         if self.rng.random() < 0.5:
-            k = self.rng.randint(2, 99)
+            k = self.rng.randint(2, 50)
             self._tell(_GAINS, k=k)
             return self._add(k)
         if self.amount < 3:
             return False
-        k = self.rng.randint(2, min(self.amount - 1, 99))
+        k = self.rng.randint(2, min(self.amount - 1, 50))
         self._tell(_LOSSES, k=k)
         return self._add(-k)
 
@@ -229,7 +229,7 @@ class _Draft:
         """From here on the problem is about a friend, whose number is told relative to the last person's."""
         friend = self._friend()
         kind = self.rng.choice((_MORE, _FEWER, _TIMES))
-        limit = {_MORE: 60, _FEWER: min(self.amount - 1, 60), _TIMES: 9}[kind]
+        limit = {_MORE: 30, _FEWER: min(self.amount - 1, 30), _TIMES: 9}[kind]
         if limit < 3 or (kind is _TIMES and self.amount > _FACTOR_LIMIT):
             return False
         k = self.rng.randint(2, limit)

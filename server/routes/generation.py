@@ -1,5 +1,7 @@
-"""What /v1/completions and /v1/chat/completions share: sending an answer, whole or as a stream, to a client
-that may leave at any time."""
+"""What completions and chat share: sending an answer, whole or as a stream, to a client that may leave.
+
+Knows the wire and the connection; what an answer looks like is server/answers.py's.
+"""
 
 import asyncio
 import json

@@ -175,6 +175,7 @@ def test_a_second_signal_ends_it_at_once(
         (["--model", "nowhere"], EXIT_FAILED, "nowhere"),
         (["--max-model-len", "1000000", "--kv-cache-gib", "2"], EXIT_FAILED, "max_model_len"),
         (["--device", "abacus"], EXIT_USAGE, "abacus"),
+        (["--device", "meta"], EXIT_USAGE, "not supported"),
         (["--score", "wanda", "--allocation", "global"], EXIT_USAGE, "use uniform"),
         (["--host", "host.invalid"], EXIT_USAGE, "cannot listen on host.invalid:0"),
     ],

@@ -121,6 +121,7 @@ def test_what_there_is(client: httpx.Client, live: Live) -> None:
     version = client.get("/version").json()
     assert version["version"] == __version__
     assert version["kernels"] == live.engine.kernels
+    assert "/v1/chat/completions" in client.get("/openapi.json").json()["paths"]
     models = client.get("/v1/models").json()["data"]
     assert [model["id"] for model in models] == ["tiny", "tiny:s0", "tiny:s10", "tiny:s20", "tiny:s35"]
     assert client.get("/v1/models/tiny:s10").json() == models[2]

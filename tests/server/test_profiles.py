@@ -10,6 +10,7 @@ import pytest
 from eval.tasks.prompts import TaskError
 from pruning.errors import StaleProfileError
 from pruning.profile import load
+from server import profiles
 from server.profiles import measure_profile, open_model, profile_for_serving
 from server.settings import ProfileSettings, ServeSettings, SettingsError
 from tests.tiny import tiny_checkpoint
@@ -73,6 +74,18 @@ def test_a_model_that_has_changed_refuses_its_old_profile(
     serving = ServeSettings(model=str(model), task="notes", cache_dir=tmp_path)
     with pytest.raises(StaleProfileError, match="model's digest"):
         profile_for_serving(serving, open_model(serving))
+
+
+def test_an_embedded_model_that_comes_with_a_new_version_is_measured_anew(
+    measurement: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(measurement["model"], tmp_path / "embedded" / "mini")
+    monkeypatch.setattr(profiles, "EMBEDDED_MODELS", tmp_path / "embedded")
+    settings = ProfileSettings(**{**measurement, "model": "mini"})
+    old, _ = measure_profile(settings)
+    tiny_checkpoint(tmp_path / "embedded" / "mini", seed=1, max_position_embeddings=1024)
+    new, _ = measure_profile(settings)
+    assert old != new
 
 
 def test_a_task_without_prompts_is_refused_with_the_way_out(

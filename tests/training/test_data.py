@@ -5,7 +5,7 @@ from itertools import islice
 import pytest
 import torch
 
-from training.data import IGNORED, SYSTEM_MESSAGES, batches, turns
+from training.data import SYSTEM_MESSAGES, batches, turns
 from training.tokenizer import train_tokenizer
 
 CONTEXT = 400
@@ -23,14 +23,16 @@ def some_batches(tokenizer):
 
 @pytest.fixture(scope="module")
 def rows(tokenizer, some_batches):
-    """(ids without padding, labels) of every row."""
+    """Of every row: its ids without padding, and those learned as an answer's and as a prompt's."""
     found = []
     for batch in some_batches:
-        for ids, labels in zip(batch.input_ids.tolist(), batch.labels.tolist(), strict=True):
+        for i, ids in enumerate(batch.input_ids.tolist()):
             length = len(ids) - ids[::-1].index(tokenizer.eos_token_id)
             assert set(ids[length:]) <= {tokenizer.pad_token_id}
-            assert set(labels[length:]) <= {IGNORED}
-            found.append((ids[:length], labels[:length]))
+            answer, prompt = (
+                batch.next_ids[i, mask[i]].tolist() for mask in (batch.in_answer, batch.in_prompt)
+            )
+            found.append((ids[:length], answer, prompt))
     return found
 
 
@@ -41,23 +43,35 @@ def messages(text):
 
 
 def test_a_row_is_what_the_chat_template_makes_of_its_messages(tokenizer, rows):
-    for ids, _ in rows:
+    for ids, *_ in rows:
         chat = messages(tokenizer.decode(ids))
         templated = tokenizer.apply_chat_template(chat, return_dict=False)
         assert tokenizer.decode(templated[len(ids) :]) == "\n"
         assert templated[: len(ids)] == ids
 
 
-def test_labels_are_the_next_token_of_every_answer_up_to_its_end_and_nothing_else(tokenizer, rows):
-    for ids, labels in rows:
-        learned = [label for label in labels if label != IGNORED]
-        answers = [m["content"] for m in messages(tokenizer.decode(ids)) if m["role"] == "assistant"]
-        assert tokenizer.decode(learned) == "".join(f"{answer}<|im_end|>" for answer in answers)
-        assert all(label in (IGNORED, token) for label, token in zip(labels, ids[1:], strict=False))
+def test_answers_are_learned_up_to_their_end_and_told_from_prompts(tokenizer, rows):
+    for ids, answer, prompt in rows:
+        text = tokenizer.decode(ids)
+        answers = [f"{m['content']}<|im_end|>" for m in messages(text) if m["role"] == "assistant"]
+        assert tokenizer.decode(answer) == "".join(answers)
+        for part in answers:
+            text = text.replace(f"assistant\n{part}", "assistant\n", 1)
+        assert tokenizer.decode([ids[0], *prompt]) == text
+
+
+def test_every_token_is_predicted_from_the_one_before(some_batches):
+    for batch in some_batches:
+        predicted = batch.in_answer | batch.in_prompt
+        assert not bool((batch.in_answer & batch.in_prompt).any())
+        assert torch.equal(
+            batch.next_ids[:, :-1][predicted[:, :-1]], batch.input_ids[:, 1:][predicted[:, :-1]]
+        )
+        assert not bool(predicted[:, -1].any())
 
 
 def test_some_conversations_are_long_and_some_have_a_system_message(tokenizer, rows):
-    chats = [messages(tokenizer.decode(ids)) for ids, _ in rows]
+    chats = [messages(tokenizer.decode(ids)) for ids, *_ in rows]
     assert any(len(chat) > 4 for chat in chats)
     assert {chat[0]["content"] for chat in chats if chat[0]["role"] == "system"} == set(SYSTEM_MESSAGES)
 
