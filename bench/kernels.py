@@ -1,8 +1,8 @@
 """`python -m bench.kernels`: the compiled kernels against torch and against what the machine can do.
 
 One process, both alternating, so that a machine whose memory is slow for a while is slow for both. Each
-operation runs over copies of its weights that together exceed the caches: in a step every layer's weights come
-from memory. Reports medians: seconds, the share of the machine's limit, and how many times torch's speed.
+operation runs over copies of its weights that together exceed the caches: in a step every layer's weights
+come from memory. Reports medians: seconds, the share of the machine's limit, and times torch's speed.
 """
 
 import argparse
@@ -10,6 +10,7 @@ import json
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -62,7 +63,7 @@ class Layers:
                 output=pack_matrix(LIBRARY, output),
                 output_bias=None,
                 mlp_norm=ones,
-                gate_up=pack_gate_up(LIBRARY, lambda g=gate: g, lambda u=up: u),  # type: ignore[misc]
+                gate_up=pack_gate_up(LIBRARY, partial(_same, gate), partial(_same, up)),
                 down=pack_matrix(LIBRARY, down.T, pad_inputs_to=16),
                 neurons=NEURONS,
             )
@@ -82,7 +83,7 @@ class Layers:
         rows = torch.tensor(widths, dtype=torch.int32)
         residual = torch.randn(count, HIDDEN)
         x = residual.bfloat16()
-        batch = BatchStruct(count, 1, residual=residual.data_ptr(), widths=rows.data_ptr())
+        batch = BatchStruct.of(count, 1, residual=residual, widths=rows)
         workspace = self._workspace(count)
         ends = [i + 1 for i in range(count) if i + 1 == count or widths[i + 1] != widths[i]]
         blocks = neuron_blocks([widths[end - 1] for end in ends], ends)
@@ -91,7 +92,6 @@ class Layers:
         def ours(copy: int) -> None:
             LIBRARY.mlp_block(self.model, self.structs[copy], batch, workspace.data_ptr(), num_threads())
             residual.copy_(x)  # or it would grow from call to call
-            assert rows is not None
 
         num_bytes = 6 * HIDDEN * max(widths)
         return Work(name, num_bytes, 6 * HIDDEN * neurons, ours, lambda copy: nested[copy](x, blocks))
@@ -111,16 +111,16 @@ class Layers:
         slots = tables[table_starts[owners] + positions // BLOCK_SIZE] * BLOCK_SIZE + positions % BLOCK_SIZE
         residual = torch.randn(count, HIDDEN)
         x = residual.bfloat16()
-        arrays = {
-            "residual": residual,
-            "positions": positions,
-            "slots": slots,
-            "starts": starts,
-            "block_tables": tables,
-            "table_starts": table_starts,
-        }
-        addresses = {key: array.data_ptr() for key, array in arrays.items()}
-        batch = BatchStruct(count, len(lengths), **addresses)
+        batch = BatchStruct.of(
+            count,
+            len(lengths),
+            residual=residual,
+            positions=positions,
+            slots=slots,
+            starts=starts,
+            block_tables=tables,
+            table_starts=table_starts,
+        )
         workspace = self._workspace(count)
         cached = [torch.randn(1, KV_HEADS, n, HEAD_DIM, dtype=torch.bfloat16) for n in lengths]
         masks = [torch.ones(new_tokens, n, dtype=torch.bool).tril(n - new_tokens) for n in lengths]
@@ -129,7 +129,7 @@ class Layers:
             LIBRARY.attention_block(
                 self.model, self.structs[copy], batch, workspace.data_ptr(), num_threads()
             )
-            arrays["residual"].copy_(x)
+            residual.copy_(x)
 
         def torchs(copy: int) -> torch.Tensor:
             query = torch.unflatten(F.linear(x, self.qkv[copy])[:, : HEADS * HEAD_DIM], 1, (HEADS, -1))
@@ -137,7 +137,7 @@ class Layers:
                 F.scaled_dot_product_attention(
                     q.transpose(0, 1)[None], kv, kv, attn_mask=mask, enable_gqa=True
                 )
-                for q, kv, mask in zip(query.split(new_tokens), cached, masks, strict=True)
+                for q, kv, mask in zip(torch.split(query, new_tokens), cached, masks, strict=True)
             ]
             rows = torch.cat([output[0].transpose(0, 1).flatten(1) for output in outputs])
             return F.linear(rows, self.output[copy])
@@ -209,6 +209,10 @@ def _seconds(function: Callable[[], object]) -> float:
 
 def _matrix(outputs: int, inputs: int) -> torch.Tensor:
     return torch.normal(0.0, inputs**-0.5, (outputs, inputs)).bfloat16()
+
+
+def _same(matrix: torch.Tensor) -> torch.Tensor:
+    return matrix
 
 
 def _width(sparsity: float) -> int:

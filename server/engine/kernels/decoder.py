@@ -87,22 +87,18 @@ class CompiledDecoder:
         threads = num_threads()
         num_tokens = len(batch.token_ids)
         residual = self._embed(batch.token_ids)
-        widths = _row_widths(batch)
         tables = [block for span in batch.spans for block in span.block_table]
         lengths = [len(span.block_table) for span in batch.spans]
-        arrays = {
-            "positions": batch.positions.int(),
-            "slots": batch.slots.int(),
-            "starts": torch.tensor([0, *(span.stop for span in batch.spans)], dtype=torch.int32),
-            "block_tables": torch.tensor(tables, dtype=torch.int32),
-            "table_starts": torch.tensor([0, *lengths[:-1]], dtype=torch.int32).cumsum(0, dtype=torch.int32),
-            "widths": torch.from_numpy(widths),
-        }
-        step = BatchStruct(
-            tokens=num_tokens,
-            requests=len(batch.spans),
-            residual=residual.data_ptr(),
-            **{name: array.data_ptr() for name, array in arrays.items()},
+        step = BatchStruct.of(
+            num_tokens,
+            len(batch.spans),
+            residual=residual,
+            positions=batch.positions.int(),
+            slots=batch.slots.int(),
+            starts=torch.tensor([0, *(span.stop for span in batch.spans)], dtype=torch.int32),
+            block_tables=torch.tensor(tables, dtype=torch.int32),
+            table_starts=torch.tensor([0, *lengths[:-1]], dtype=torch.int32).cumsum(0, dtype=torch.int32),
+            widths=torch.from_numpy(_row_widths(batch)),
         )
         workspace = self._workspace_for(num_tokens, threads)
         self._library.forward(self._model, self._layers, len(self._layers), step, workspace, threads)

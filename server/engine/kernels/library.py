@@ -2,6 +2,8 @@
 
 import ctypes
 import importlib.util
+import sys
+from collections.abc import Mapping
 from ctypes import POINTER, c_float, c_int, c_int32, c_int64, c_void_p
 from functools import cache
 from pathlib import Path
@@ -45,6 +47,8 @@ class LayerStruct(ctypes.Structure):
 class BatchStruct(ctypes.Structure):
     """`Batch` of src/model.h."""
 
+    _tensors: Mapping[str, torch.Tensor]
+
     _fields_ = (
         ("tokens", c_int32),
         ("requests", c_int32),
@@ -55,6 +59,13 @@ class BatchStruct(ctypes.Structure):
             )
         ),
     )
+
+    @classmethod
+    def of(cls, num_tokens: int, num_requests: int, **tensors: torch.Tensor) -> "BatchStruct":
+        """Of contiguous tensors by field, which live as long as the structure."""
+        struct = cls(num_tokens, num_requests, **{name: t.data_ptr() for name, t in tensors.items()})
+        struct._tensors = tensors
+        return struct
 
 
 class KernelLibrary:
@@ -99,6 +110,8 @@ def load_library() -> KernelLibrary:
         KernelsUnavailableError: they were not built, this CPU lacks the instructions, or they bring a second
             OpenMP pool beside torch's, which costs more than they gain.
     """
+    if sys.platform != "linux":
+        raise KernelsUnavailableError(f"they are made for Linux, and this is {sys.platform}")
     spec = importlib.util.find_spec(_MODULE)
     if spec is None or spec.origin is None:
         raise KernelsUnavailableError("they were not built: no C++ compiler at installation, or another CPU")

@@ -174,10 +174,10 @@ def test_nested_mlp(hidden: int, neurons: int, threads: int) -> None:
         x = rows(len(widths), hidden)
         residual = x.clone()
         per_row = torch.tensor(widths, dtype=torch.int32)
-        batch = BatchStruct(len(widths), 1, residual=residual.data_ptr(), widths=per_row.data_ptr())
+        batch = BatchStruct.of(len(widths), 1, residual=residual, widths=per_row)
         workspace = case.workspace(len(widths), threads)
         # What a row must not read stands there as NaN.
-        workspace.view(torch.bfloat16)[:].fill_(torch.nan)
+        workspace.view(torch.bfloat16).fill_(torch.nan)
         case.library.mlp_block(case.model, case.struct, batch, workspace.data_ptr(), threads)
         expected = torch.stack([case.mlp(row, width) for row, width in zip(x, widths, strict=True)])
         assert_close(residual - x, expected)
@@ -201,15 +201,15 @@ def attend(case: Case, requests: Sequence[torch.Tensor], chunks: Sequence[int], 
         table_starts = torch.tensor([r * per_request for r, _, _ in spans], dtype=torch.int32)
         x = torch.cat([requests[r][start:stop] for r, start, stop in spans])
         residual = x.clone()
-        batch = BatchStruct(
+        batch = BatchStruct.of(
             len(x),
             len(spans),
-            residual=residual.data_ptr(),
-            positions=positions.data_ptr(),
-            slots=slots.data_ptr(),
-            starts=starts.data_ptr(),
-            block_tables=tables.data_ptr(),
-            table_starts=table_starts.data_ptr(),
+            residual=residual,
+            positions=positions,
+            slots=slots,
+            starts=starts,
+            block_tables=tables,
+            table_starts=table_starts,
         )
         workspace = case.workspace(len(x), threads)
         case.library.attention_block(case.model, case.struct, batch, workspace.data_ptr(), threads)
