@@ -110,7 +110,7 @@ def build_model(tokenizer: PreTrainedTokenizerFast) -> Qwen2ForCausalLM:
     )
     model = Qwen2ForCausalLM(config)
     # Norm 1, not transformers' 0.3: tokens have to be told apart before they can be copied, see `train`.
-    torch.nn.init.normal_(model.get_input_embeddings().weight, std=config.hidden_size**-0.5)
+    torch.nn.init.normal_(model.model.embed_tokens.weight, std=config.hidden_size**-0.5)
     return model
 
 
@@ -118,7 +118,7 @@ def train(
     model: Qwen2ForCausalLM, tokenizer: PreTrainedTokenizerFast, settings: Settings
 ) -> Iterator[Progress]:
     """Trains `model` in place; yields every five minutes and at the end, for a checkpoint to be written."""
-    embedding = model.get_input_embeddings().weight
+    embedding = model.model.embed_tokens.weight
     decayed = [p for p in model.parameters() if p.ndim == 2 and p is not embedding]
     # Decay merges the embeddings of like words before a head has learned to copy them: with 0.1, the model
     # could not tell one noun from another after 1,500 steps.

@@ -78,6 +78,15 @@ def test_answers_are_greedy_whatever_the_batch(
     assert len(answers.token_ids[0]) == first.index(eos) + 1
 
 
+def test_the_head_is_never_handed_a_slice(checkpoint: Checkpoint) -> None:
+    model, contiguous = load(checkpoint), []
+    model.lm_head.register_forward_hook(lambda _, args, out: contiguous.append(args[0].is_contiguous()))
+    own_answers(model, [[5, 6, 7], [8, 9]], 3, progress=False)
+
+    assert contiguous == [True] * 3
+    assert not model.lm_head._forward_pre_hooks
+
+
 def test_the_profile_counts_prompt_and_answer_tokens_apart(checkpoint: Checkpoint) -> None:
     profile = build(checkpoint)
     tokenizer = checkpoint.tokenizer()
