@@ -53,7 +53,7 @@ $(VENV)/.torch:
 	$(BIN)/pip install --quiet $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) $(TORCH)
 	@touch $@
 
-$(VENV)/.installed: $(VENV)/.torch pyproject.toml
+$(VENV)/.installed: $(VENV)/.torch pyproject.toml setup.py $(wildcard server/engine/kernels/src/*)
 	$(BIN)/pip install --quiet --editable .
 	@touch $@
 

@@ -140,6 +140,7 @@ def engine_config(settings: ServeSettings, checkpoint: Checkpoint) -> EngineConf
         max_num_batched_tokens=settings.max_num_batched_tokens,
         max_waiting=settings.max_waiting,
         enable_prefix_caching=settings.prefix_caching,
+        kernels=settings.kernels,
     )
 
 

@@ -132,6 +132,9 @@ class EngineSettings(BaseSettings):
     )
     max_waiting: int = Field(256, ge=0, description="requests that wait; one more is a 429")
     prefix_caching: bool = Field(True, description="keep the KV of finished requests for prompts alike")
+    kernels: Literal["auto", "torch"] = Field(
+        "auto", description="torch computes with torch alone; auto uses the compiled kernels where it can"
+    )
 
 
 class HttpSettings(BaseSettings):

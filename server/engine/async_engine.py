@@ -165,6 +165,11 @@ class AsyncEngine:
         return len(self._streams)
 
     @property
+    def kernels(self) -> str:
+        """What computes: "avx512-bf16" or "torch: <why>"."""
+        return self._engine.kernels
+
+    @property
     def is_alive(self) -> bool:
         return self._thread.is_alive() and self.death is None
 

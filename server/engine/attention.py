@@ -11,6 +11,16 @@ import torch
 from torch.nn import functional as F
 
 
+@dataclass(frozen=True)
+class AttentionSpan:
+    """One request's new tokens: rows [start, stop) of the batch, at consecutive positions."""
+
+    start: int
+    stop: int
+    first_position: int
+    block_table: Sequence[int]
+
+
 class PagedKV:
     """Keys and values of one layer: [blocks, block_size, kv_heads, head_dim] each."""
 
@@ -27,6 +37,10 @@ class PagedKV:
         shape = (num_blocks, block_size, kv_heads, head_dim)
         self.keys = torch.zeros(shape, device=device, dtype=dtype)
         self.values = torch.zeros(shape, device=device, dtype=dtype)
+
+    @property
+    def block_size(self) -> int:
+        return self.keys.shape[1]
 
     def write(self, slots: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> None:
         """`slots` [tokens]: block * block_size + offset; `keys`, `values`: [tokens, kv_heads, head_dim]."""
@@ -87,6 +101,27 @@ class AttentionPlan:
         self._dtype = dtype
         self._masks: dict[int | None, tuple[torch.Tensor | None, list[torch.Tensor]]] = {}
 
+    @classmethod
+    def of(
+        cls, spans: Sequence[AttentionSpan], block_size: int, device: torch.device, dtype: torch.dtype
+    ) -> "AttentionPlan":
+        """The plan for a batch, in blocks of `block_size` tokens."""
+        decodes = [span for span in spans if span.stop - span.start == 1]
+        prefills = [
+            PrefillChunk(
+                start=span.start,
+                stop=span.stop,
+                blocks=torch.tensor(span.block_table, device=device),
+                positions=torch.arange(
+                    span.first_position, span.first_position + span.stop - span.start, device=device
+                ),
+                padded_length=len(span.block_table) * block_size,
+            )
+            for span in spans
+            if span.stop - span.start > 1
+        ]
+        return cls(_decode_batch(decodes, block_size, device) if decodes else None, prefills, dtype)
+
     def attend(self, query: torch.Tensor, kv: PagedKV, scale: float, window: int | None) -> torch.Tensor:
         """`query` [tokens, heads, head_dim] → the same shape. The step's keys are already written.
 
@@ -114,6 +149,17 @@ class AttentionPlan:
             decodes = None if self._decodes is None else self._decodes.mask(window, self._dtype)
             self._masks[window] = decodes, [chunk.mask(window, self._dtype) for chunk in self._prefills]
         return self._masks[window]
+
+
+def _decode_batch(spans: Sequence[AttentionSpan], block_size: int, device: torch.device) -> DecodeBatch:
+    longest = max(len(span.block_table) for span in spans)
+    tables = [[*span.block_table, *[0] * (longest - len(span.block_table))] for span in spans]
+    return DecodeBatch(
+        rows=torch.tensor([span.start for span in spans], device=device),
+        blocks=torch.tensor(tables, device=device),
+        positions=torch.tensor([span.first_position for span in spans], device=device),
+        padded_length=longest * block_size,
+    )
 
 
 def _causal_mask(

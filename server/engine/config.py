@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 Dtype = Literal["bfloat16", "float16", "float32"]
+Kernels = Literal["auto", "torch"]
 
 
 @dataclass(frozen=True)
@@ -20,6 +21,8 @@ class EngineConfig:
         max_num_batched_tokens: tokens in one step, prompt and output together.
         max_waiting: requests that wait; one more is refused.
         enable_prefix_caching: keep the KV of finished requests for prompts that begin alike.
+        kernels: "torch" computes everything with torch; "auto" uses the compiled kernels where the machine,
+            the dtype and the model allow it.
     """
 
     device: str
@@ -31,3 +34,4 @@ class EngineConfig:
     max_num_batched_tokens: int
     max_waiting: int
     enable_prefix_caching: bool
+    kernels: Kernels = "auto"

@@ -12,13 +12,16 @@ from pruning.checkpoint import Checkpoint
 from pruning.ranking import Ranking
 from server.engine.config import EngineConfig
 from server.engine.errors import EngineConfigError, PromptTooLongError
+from server.engine.kernels import KernelChoice, choose_kernels
+from server.engine.kernels.decoder import CompiledDecoder
+from server.engine.kernels.packing import pack_weights
 from server.engine.kv_cache import BlockPool
-from server.engine.model import DecoderModel, ModelGeometry
+from server.engine.model import Decoder, DecoderModel, ModelGeometry
 from server.engine.model_runner import ModelRunner
 from server.engine.request import FinishReason, Request, TokenLogprobs
 from server.engine.scheduler import Scheduler
 from server.engine.stats import StepStats
-from server.engine.weights import ModelWeights, load_weights
+from server.engine.weights import WeightReader, WeightSize, load_weights
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,7 @@ class Engine:
     Attributes:
         resident_widths: neurons held per layer; no variant may be wider.
         weight_bytes, kv_bytes: device memory of weights and of KV blocks.
+        kernels: what computes, "avx512-bf16" or "torch: <why>".
     """
 
     def __init__(
@@ -45,12 +49,15 @@ class Engine:
         runner: ModelRunner,
         scheduler: Scheduler,
         pool: BlockPool,
-        weights: ModelWeights,
+        decoder: Decoder,
+        weights: WeightSize,
+        kernels: str,
     ) -> None:
         self.config = config
-        self.resident_widths = tuple(len(layer.gate) for layer in weights.layers)
+        self.resident_widths = weights.widths
         self.weight_bytes = weights.num_bytes
-        self.kv_bytes = runner.kv_bytes
+        self.kv_bytes = decoder.kv_bytes
+        self.kernels = kernels
         self._runner = runner
         self._scheduler = scheduler
         self._pool = pool
@@ -115,15 +122,11 @@ class Engine:
 
     def parameters(self, widths: tuple[int, ...]) -> int:
         """Of the whole network at `widths`, tied matrices once."""
-        return self.standalone_bytes(widths) // self._weights.embedding.itemsize
+        return self._weights.parameters_at(widths)
 
     def standalone_bytes(self, widths: tuple[int, ...]) -> int:
         """Weight bytes of a checkpoint cut to `widths`."""
-        removed = sum(
-            (resident - width) * 3 * layer.gate.shape[1] * layer.gate.itemsize
-            for resident, width, layer in zip(self.resident_widths, widths, self._weights.layers, strict=True)
-        )
-        return self.weight_bytes - removed
+        return self.parameters(widths) * self._weights.itemsize
 
 
 def load_engine(
@@ -144,14 +147,31 @@ def load_engine(
     geometry = ModelGeometry.from_config(checkpoint.config)
     num_blocks = config.kv_cache_bytes // (geometry.kv_bytes_per_token(dtype) * config.block_size)
     _check(config, num_blocks * config.block_size, checkpoint.config.max_position_embeddings)
-    weights = load_weights(
-        checkpoint, ranking, resident_widths, device=device, dtype=dtype, progress=progress
-    )
-    model = DecoderModel(checkpoint.config, weights, config.max_model_len)
+    reader = WeightReader(checkpoint, ranking, resident_widths, device=device, dtype=dtype, progress=progress)
+    kernels = choose_kernels(config, checkpoint.config)
+    decoder, size = _load_decoder(kernels, reader, checkpoint.config, config, num_blocks)
     pool = BlockPool(num_blocks, config.block_size, enable_prefix_caching=config.enable_prefix_caching)
     scheduler = Scheduler(config, pool, _eos_token_ids(checkpoint))
-    runner = ModelRunner(model, config, num_blocks, device, dtype)
-    return Engine(config, runner, scheduler, pool, weights)
+    runner = ModelRunner(decoder, config.block_size, device)
+    return Engine(config, runner, scheduler, pool, decoder, size, kernels.description)
+
+
+def _load_decoder(
+    kernels: KernelChoice,
+    reader: WeightReader,
+    model_config: PretrainedConfig,
+    config: EngineConfig,
+    num_blocks: int,
+) -> tuple[Decoder, WeightSize]:
+    if kernels.library is None:
+        weights = load_weights(reader)
+        model = DecoderModel(model_config, weights, config.max_model_len, num_blocks, config.block_size)
+        return model, weights.size
+    packed = pack_weights(kernels.library, reader)
+    decoder = CompiledDecoder(
+        kernels.library, model_config, packed, config.max_model_len, num_blocks, config.block_size
+    )
+    return decoder, packed.size
 
 
 def _eos_token_ids(checkpoint: Checkpoint) -> frozenset[int]:

@@ -21,3 +21,7 @@ class EngineDeadError(EngineError):
 
 class EngineConfigError(EngineError):
     """The engine's limits contradict each other or the model."""
+
+
+class KernelsUnavailableError(EngineError):
+    """The compiled kernels cannot be used; torch computes instead. Never reaches a client."""

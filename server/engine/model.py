@@ -7,7 +7,7 @@ rotary embedding in the model's dtype), because served logits are compared with 
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import cast
+from typing import Protocol, cast
 
 import torch
 from torch.nn import functional as F
@@ -15,7 +15,7 @@ from transformers import LlamaConfig, PretrainedConfig
 from transformers.activations import ACT2FN
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
-from server.engine.attention import AttentionPlan, PagedKV
+from server.engine.attention import AttentionPlan, AttentionSpan, PagedKV
 from server.engine.nested_mlp import NestedMLP, NeuronBlock
 from server.engine.weights import LayerWeights, ModelWeights
 
@@ -59,7 +59,7 @@ class Batch:
 
     Attributes:
         token_ids, positions, slots: [tokens]; a slot is where a token's KV is kept.
-        attention: which KV each token attends to.
+        spans: the same tokens request by request, each with where its KV is; in order, without gaps.
         neuron_blocks: per layer, which neurons multiply which tokens.
         sampling_rows: [requests] the tokens whose logits are wanted.
     """
@@ -67,31 +67,70 @@ class Batch:
     token_ids: torch.Tensor
     positions: torch.Tensor
     slots: torch.Tensor
-    attention: AttentionPlan
+    spans: Sequence[AttentionSpan]
     neuron_blocks: Sequence[Sequence[NeuronBlock]]
     sampling_rows: torch.Tensor
 
 
-class DecoderModel:
-    """A whole decoder over `weights`, for contexts of up to `max_model_len` tokens."""
+class Decoder(Protocol):
+    """A loaded network and the keys and values of all requests."""
 
-    def __init__(self, config: PretrainedConfig, weights: ModelWeights, max_model_len: int) -> None:
-        self.geometry = ModelGeometry.from_config(config)
+    @property
+    def kv_bytes(self) -> int:
+        """Memory of keys and values, all layers."""
+        ...
+
+    def forward(self, batch: Batch) -> torch.Tensor:
+        """Logits [sampling rows, vocabulary] in float32; keeps the batch's keys and values."""
+        ...
+
+
+class DecoderModel:
+    """The decoder as torch computes it, on any device and in any dtype.
+
+    Args:
+        max_model_len: the longest context, in tokens.
+        num_blocks, block_size: KV blocks, and the tokens in each.
+    """
+
+    def __init__(
+        self,
+        config: PretrainedConfig,
+        weights: ModelWeights,
+        max_model_len: int,
+        num_blocks: int,
+        block_size: int,
+    ) -> None:
+        self._geometry = geometry = ModelGeometry.from_config(config)
         self._weights = weights
-        self._cos, self._sin = _rotary_tables(config, max_model_len, weights.embedding)
+        device, dtype = weights.embedding.device, weights.embedding.dtype
+        self._kv = [
+            PagedKV(num_blocks, block_size, geometry.num_kv_heads, geometry.head_dim, device, dtype)
+            for _ in weights.layers
+        ]
+        self._cos, self._sin = rotary_tables(config, max_model_len, weights.embedding)
         activation = ACT2FN[config.hidden_act]
         self._layers = [
-            _DecoderLayer(layer, self.geometry, window, activation)
-            for layer, window in zip(weights.layers, self.geometry.windows, strict=True)
+            _DecoderLayer(layer, geometry, window, activation)
+            for layer, window in zip(weights.layers, geometry.windows, strict=True)
         ]
 
-    def forward(self, batch: Batch, kv: Sequence[PagedKV]) -> torch.Tensor:
-        """Logits [sampling rows, vocabulary] in float32; writes the batch's keys and values into `kv`."""
-        hidden = F.embedding(batch.token_ids, self._weights.embedding)  # [tokens, hidden]
+    @property
+    def kv_bytes(self) -> int:
+        """Memory of keys and values, all layers."""
+        return sum(kv.keys.nbytes + kv.values.nbytes for kv in self._kv)
+
+    def forward(self, batch: Batch) -> torch.Tensor:
+        """Logits [sampling rows, vocabulary] in float32; keeps the batch's keys and values."""
+        embedding = self._weights.embedding
+        plan = AttentionPlan.of(
+            batch.spans, self._kv[0].block_size, device=embedding.device, dtype=embedding.dtype
+        )
+        hidden = F.embedding(batch.token_ids, embedding)  # [tokens, hidden]
         rotary = self._cos[batch.positions, None], self._sin[batch.positions, None]  # [tokens, 1, head_dim]
-        for layer, layer_kv, blocks in zip(self._layers, kv, batch.neuron_blocks, strict=True):
-            hidden = layer.forward(hidden, rotary, batch, layer_kv, blocks)
-        hidden = _rms_norm(hidden[batch.sampling_rows], self._weights.norm, self.geometry.norm_eps)
+        for layer, kv, blocks in zip(self._layers, self._kv, batch.neuron_blocks, strict=True):
+            hidden = layer.forward(hidden, rotary, batch.slots, plan, kv, blocks)
+        hidden = _rms_norm(hidden[batch.sampling_rows], self._weights.norm, self._geometry.norm_eps)
         return F.linear(hidden, self._weights.head).float()
 
 
@@ -114,16 +153,23 @@ class _DecoderLayer:
         self,
         hidden: torch.Tensor,
         rotary: tuple[torch.Tensor, torch.Tensor],
-        batch: Batch,
+        slots: torch.Tensor,
+        plan: AttentionPlan,
         kv: PagedKV,
         blocks: Sequence[NeuronBlock],
     ) -> torch.Tensor:
         eps = self._geometry.norm_eps
-        hidden = hidden + self._attention(_rms_norm(hidden, self._weights.input_norm, eps), rotary, batch, kv)
+        normed = _rms_norm(hidden, self._weights.input_norm, eps)
+        hidden = hidden + self._attention(normed, rotary, slots, plan, kv)
         return hidden + self._mlp(_rms_norm(hidden, self._weights.mlp_norm, eps), blocks)
 
     def _attention(
-        self, x: torch.Tensor, rotary: tuple[torch.Tensor, torch.Tensor], batch: Batch, kv: PagedKV
+        self,
+        x: torch.Tensor,
+        rotary: tuple[torch.Tensor, torch.Tensor],
+        slots: torch.Tensor,
+        plan: AttentionPlan,
+        kv: PagedKV,
     ) -> torch.Tensor:
         weights, geometry = self._weights, self._geometry
         heads, kv_heads = geometry.num_heads, geometry.num_kv_heads
@@ -132,9 +178,9 @@ class _DecoderLayer:
         if weights.q_norm is not None and weights.k_norm is not None:
             query = _rms_norm(query, weights.q_norm, geometry.norm_eps)
             key = _rms_norm(key, weights.k_norm, geometry.norm_eps)
-        kv.write(batch.slots, _rotate(key, *rotary), value)
+        kv.write(slots, _rotate(key, *rotary), value)
         scale = geometry.head_dim**-0.5
-        output = batch.attention.attend(_rotate(query, *rotary), kv, scale, self._window)
+        output = plan.attend(_rotate(query, *rotary), kv, scale, self._window)
         return F.linear(output.flatten(1), weights.output, weights.output_bias)
 
 
@@ -151,7 +197,7 @@ def _rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tens
     return x * cos + torch.cat((-right, left), dim=-1) * sin
 
 
-def _rotary_tables(
+def rotary_tables(
     config: PretrainedConfig, max_model_len: int, like: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """cos and sin, [max_model_len, head_dim] each, with whatever scaling the checkpoint asks for."""

@@ -118,7 +118,9 @@ def test_request_ids_are_echoed_if_sane_and_made_if_not(client: httpx.Client) ->
 
 def test_what_there_is(client: httpx.Client, live: Live) -> None:
     assert client.get("/health").json() == client.get("/ready").json() == {"status": "ok"}
-    assert client.get("/version").json()["version"] == __version__
+    version = client.get("/version").json()
+    assert version["version"] == __version__
+    assert version["kernels"] == live.engine.kernels
     assert "/v1/chat/completions" in client.get("/openapi.json").json()["paths"]
     models = client.get("/v1/models").json()["data"]
     assert [model["id"] for model in models] == ["tiny", "tiny:s0", "tiny:s10", "tiny:s20", "tiny:s35"]

@@ -1,0 +1,163 @@
+"""The decoder as the compiled kernels compute it: one call for all layers of a step, one for the logits.
+
+Activations and KV are bfloat16, sums and the residual stream float32. Takes the same batches as DecoderModel;
+agrees with it up to rounding.
+"""
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+from transformers import PretrainedConfig
+
+from server.engine.kernels.library import (
+    BatchStruct,
+    KernelLibrary,
+    LayerStruct,
+    ModelStruct,
+    num_threads,
+)
+from server.engine.kernels.packing import PackedLayer, PackedWeights
+from server.engine.model import Batch, ModelGeometry, rotary_tables
+
+_SLACK = 32  # elements behind the KV: a vector load of the last keys may go that far
+
+
+class PackedKV:
+    """Keys and values of one layer, laid out for multiplication (src/model.h). In pairs of bfloat16:
+
+    keys: [blocks, kv_heads, head_dim / 2, block_size]; values: [blocks, kv_heads, block_size / 2, head_dim].
+    """
+
+    def __init__(self, num_blocks: int, block_size: int, kv_heads: int, head_dim: int) -> None:
+        # Zeros, because values that nobody wrote are multiplied with weights of zero, and 0 * NaN is NaN.
+        count = num_blocks * block_size * kv_heads * head_dim
+        self.keys = torch.zeros(count + _SLACK, dtype=torch.bfloat16)[:count]
+        self.values = torch.zeros(count + _SLACK, dtype=torch.bfloat16)[:count]
+
+
+class CompiledDecoder:
+    """A `Decoder`.
+
+    Args:
+        max_model_len: the longest context, in tokens.
+        num_blocks, block_size: KV blocks, and the tokens in each; even.
+    """
+
+    def __init__(
+        self,
+        library: KernelLibrary,
+        config: PretrainedConfig,
+        weights: PackedWeights,
+        max_model_len: int,
+        num_blocks: int,
+        block_size: int,
+    ) -> None:
+        geometry = ModelGeometry.from_config(config)
+        self._library = library
+        self._weights = weights
+        self._hidden_size: int = config.hidden_size
+        self._vocab_size: int = config.vocab_size
+        self._kv = [
+            PackedKV(num_blocks, block_size, geometry.num_kv_heads, geometry.head_dim) for _ in weights.layers
+        ]
+        tables = rotary_tables(config, max_model_len, torch.empty(1, 1, dtype=torch.float32))
+        cos, sin = self._rotary = tables[0].contiguous(), tables[1].contiguous()
+        self._model = ModelStruct(
+            hidden=config.hidden_size,
+            heads=geometry.num_heads,
+            kv_heads=geometry.num_kv_heads,
+            head_dim=geometry.head_dim,
+            block_size=block_size,
+            eps=geometry.norm_eps,
+            cos=cos.data_ptr(),
+            sin=sin.data_ptr(),
+        )
+        layers = zip(weights.layers, self._kv, geometry.windows, strict=True)
+        self._layers = (LayerStruct * len(weights.layers))(*(layer_struct(*layer) for layer in layers))
+        self._neurons = max(layer.neurons for layer in weights.layers)
+        self._workspace = torch.empty(0, dtype=torch.uint8)
+
+    @property
+    def kv_bytes(self) -> int:
+        """Memory of keys and values, all layers."""
+        return sum(kv.keys.nbytes + kv.values.nbytes for kv in self._kv)
+
+    def forward(self, batch: Batch) -> torch.Tensor:
+        """Logits [sampling rows, vocabulary] in float32; keeps the batch's keys and values."""
+        threads = num_threads()
+        num_tokens = len(batch.token_ids)
+        residual = self._embed(batch.token_ids)
+        tables = [block for span in batch.spans for block in span.block_table]
+        lengths = [len(span.block_table) for span in batch.spans]
+        step = BatchStruct.of(
+            num_tokens,
+            len(batch.spans),
+            residual=residual,
+            positions=batch.positions.int(),
+            slots=batch.slots.int(),
+            starts=torch.tensor([0, *(span.stop for span in batch.spans)], dtype=torch.int32),
+            block_tables=torch.tensor(tables, dtype=torch.int32),
+            table_starts=torch.tensor([0, *lengths[:-1]], dtype=torch.int32).cumsum(0, dtype=torch.int32),
+            widths=torch.from_numpy(_row_widths(batch)),
+        )
+        workspace = self._workspace_for(num_tokens, threads)
+        self._library.forward(self._model, self._layers, len(self._layers), step, workspace, threads)
+        return self._logits(residual, batch.sampling_rows.int(), workspace, threads)
+
+    def _embed(self, token_ids: torch.Tensor) -> torch.Tensor:
+        """[tokens] → [tokens, hidden] float32."""
+        if self._weights.embedding is not None:
+            return F.embedding(token_ids, self._weights.embedding).float()
+        head = self._weights.head
+        rows = torch.empty(len(token_ids), self._hidden_size)
+        self._library.unpack_rows(
+            head.data_ptr(), head.shape[1], token_ids.data_ptr(), *rows.shape, rows.data_ptr(), 1
+        )
+        return rows
+
+    def _logits(
+        self, residual: torch.Tensor, rows: torch.Tensor, workspace: int, threads: int
+    ) -> torch.Tensor:
+        logits = torch.empty(len(rows), self._vocab_size)
+        if len(rows):
+            self._library.head(
+                self._model,
+                residual.data_ptr(),
+                rows.data_ptr(),
+                len(rows),
+                self._weights.norm.data_ptr(),
+                self._weights.head.data_ptr(),
+                self._vocab_size,
+                logits.data_ptr(),
+                workspace,
+                threads,
+            )
+        return logits
+
+    def _workspace_for(self, num_tokens: int, threads: int) -> int:
+        """The address of memory for a step of that many tokens; grows to the largest step."""
+        needed = self._library.workspace_bytes(self._model, num_tokens, self._neurons, threads)
+        if needed > len(self._workspace):
+            self._workspace = torch.empty(needed, dtype=torch.uint8)
+        return self._workspace.data_ptr()
+
+
+def layer_struct(layer: PackedLayer, kv: PackedKV, window: int | None) -> LayerStruct:
+    """Where everything of a layer is. Valid as long as `layer` and `kv` live."""
+    fields = {name: value for name, value in vars(layer).items() if isinstance(value, torch.Tensor)}
+    return LayerStruct(
+        **{name: tensor.data_ptr() for name, tensor in fields.items()},
+        keys=kv.keys.data_ptr(),
+        values=kv.values.data_ptr(),
+        neurons=layer.neurons,
+        window=window or 0,
+    )
+
+
+def _row_widths(batch: Batch) -> "np.ndarray[tuple[int, int], np.dtype[np.int32]]":
+    """[layers, tokens]: the neurons that serve each token."""
+    widths = np.empty((len(batch.neuron_blocks), len(batch.token_ids)), dtype=np.int32)
+    for row, blocks in zip(widths, batch.neuron_blocks, strict=True):
+        for block in blocks:  # from the narrowest on: what reaches further overwrites
+            row[: block.num_tokens] = block.stop
+    return widths

@@ -1,0 +1,75 @@
+// One step through the layers, as a team of threads runs it: each function is called by all of them.
+
+#pragma once
+
+#include "attention.h"
+#include "linear.h"
+#include "nested_mlp.h"
+#include "rows.h"
+
+namespace secateur {
+
+// The memory a step works in, shared by the threads but for `sums`.
+struct Scratch {
+  PackedRows normed;      // [tokens] of hidden / 2 pairs
+  PackedRows attended;    // [tokens] of heads * head_dim / 2
+  PackedRows neurons;     // [tokens] of as many neurons as any layer holds / 2
+  Bfloat16* qkv;          // [tokens][(heads + 2 kv_heads) head_dim]
+  Partial* partials;      // [threads][2]
+  float* sums;            // [threads][tokens][32]
+
+  Scratch(Workspace& memory, const Model& model, int tokens, int neurons_held, int threads) {
+    const auto rows = [&](int columns) {
+      return PackedRows{memory.take<Pair>(static_cast<size_t>(tokens) * columns / 2), columns / 2};
+    };
+    normed = rows(model.hidden);
+    attended = rows(model.heads * model.head_dim);
+    neurons = rows(neurons_held);
+    qkv = memory.take<Bfloat16>(static_cast<size_t>(tokens) * model.qkv_columns());
+    sums = memory.take<float>(static_cast<size_t>(threads) * tokens * kPanel);
+    partials = memory.take<Partial>(2 * static_cast<size_t>(threads));
+    float* outputs = memory.take<float>(2 * static_cast<size_t>(threads) * kMaxRows * model.head_dim);
+    if (!outputs) return;  // only counted
+    for (int i = 0; i < 2 * threads; ++i) partials[i].state.output = outputs + i * kMaxRows * model.head_dim;
+  }
+};
+
+// residual += attention(norm(residual)). `tiles`: of the tokens, regardless of widths.
+inline void attention_block(const Team& team, const Model& model, const Layer& layer, const Batch& batch,
+                            const RowTiles& tiles, const Scratch& scratch) {
+  float* sums = scratch.sums + static_cast<size_t>(team.id) * batch.tokens * kPanel;
+  rms_norm(team, batch.residual, nullptr, layer.input_norm, model.hidden, model.eps, tiles, scratch.normed);
+  team.barrier();
+  multiply_panels(team, layer.qkv, model.hidden / 2, scratch.normed, tiles, false,
+                  {scratch.qkv, model.qkv_columns(), Output::kBfloat16, layer.qkv_bias}, sums);
+  team.barrier();
+  rotate_and_cache(team, model, layer, batch, scratch.qkv);
+  team.barrier();
+  attend(team, model, layer, batch, scratch.qkv, tiles, scratch.attended, scratch.partials);
+  team.barrier();
+  if (team.count > 1) {
+    if (team.id == 0)
+      merge_attention(model, layer, batch, tiles, scratch.attended, scratch.partials, team.count);
+    team.barrier();
+  }
+  multiply_panels(team, layer.output, model.heads * model.head_dim / 2, scratch.attended, tiles, false,
+                  {batch.residual, model.hidden, Output::kAddFloat32, layer.output_bias}, sums);
+  team.barrier();
+}
+
+// residual += mlp(norm(residual)). widths: [tokens], of this layer.
+inline void mlp_block(const Team& team, const Model& model, const Layer& layer, const Batch& batch,
+                      const int32_t* widths, const Scratch& scratch) {
+  const RowTiles tiles = make_tiles(batch.tokens, widths);
+  rms_norm(team, batch.residual, nullptr, layer.mlp_norm, model.hidden, model.eps, tiles, scratch.normed);
+  team.barrier();
+  const PackedRows neurons{scratch.neurons.data, layer.neurons / 2};
+  gate_up(team, layer.gate_up, scratch.normed, tiles, widths, neurons);
+  team.barrier();
+  multiply_panels(team, layer.down, layer.neurons / 2, neurons, tiles, true,
+                  {batch.residual, model.hidden, Output::kAddFloat32, nullptr},
+                  scratch.sums + static_cast<size_t>(team.id) * batch.tokens * kPanel);
+  team.barrier();
+}
+
+}  // namespace secateur

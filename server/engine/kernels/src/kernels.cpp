@@ -1,0 +1,117 @@
+// The functions that Python calls: plain C, no Python or torch headers. library.py declares them once more.
+//
+// Every function opens one parallel region; between its steps the threads wait for each other on a barrier.
+
+#include <sys/mman.h>
+
+#include "decoder.h"
+
+using namespace secateur;
+
+#define SECATEUR_EXPORT extern "C" __attribute__((visibility("default")))
+
+// Whether this CPU has the instructions that everything else here is compiled to.
+SECATEUR_EXPORT int secateur_supported() {
+  __builtin_cpu_init();
+  return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+         __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
+         __builtin_cpu_supports("avx512bf16");
+}
+
+// Packs a bfloat16 matrix into panels, or, with `lanes` 16, into one half of each panel (`first_lane` 0 or 16).
+//
+// source: output n, input k at n * output_stride + k * input_stride.
+// panels: [ceil(outputs / lanes)][pairs][32], zeros already.
+SECATEUR_EXPORT void secateur_pack(const Bfloat16* source, int64_t outputs, int64_t inputs, int64_t output_stride,
+                                   int64_t input_stride, int lanes, int first_lane, int64_t pairs,
+                                   Bfloat16* panels, int threads) {
+#pragma omp parallel for num_threads(threads) schedule(static)
+  for (int64_t panel = 0; panel < (outputs + lanes - 1) / lanes; ++panel) {
+    for (int64_t lane = 0; lane < std::min<int64_t>(lanes, outputs - panel * lanes); ++lane) {
+      const Bfloat16* from = source + (panel * lanes + lane) * output_stride;
+      Bfloat16* to = panels + (panel * pairs * kPanel + first_lane + lane) * 2;
+      for (int64_t k = 0; k < inputs; ++k) to[k / 2 * kPanel * 2 + k % 2] = from[k * input_stride];
+    }
+  }
+}
+
+// Asks for huge pages where they lie whole within these bytes: a step reads all weights from end to end.
+SECATEUR_EXPORT void secateur_advise_huge_pages(void* memory, int64_t bytes) {
+  constexpr uintptr_t kPage = 2 << 20;
+  const uintptr_t begin = (reinterpret_cast<uintptr_t>(memory) + kPage - 1) / kPage * kPage;
+  const uintptr_t end = (reinterpret_cast<uintptr_t>(memory) + bytes) / kPage * kPage;
+  // A kernel without huge pages refuses; nothing is lost then.
+  if (end > begin) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
+}
+
+// Rows of a packed matrix, one for each of `outputs`: to [count][inputs] float32.
+SECATEUR_EXPORT void secateur_unpack_rows(const Bfloat16* panels, int64_t pairs, const int64_t* outputs,
+                                          int64_t count, int64_t inputs, float* to, int threads) {
+#pragma omp parallel for num_threads(threads) schedule(static)
+  for (int64_t i = 0; i < count; ++i) {
+    const Bfloat16* from = panels + (outputs[i] / kPanel * pairs * kPanel + outputs[i] % kPanel) * 2;
+    for (int64_t k = 0; k < inputs; ++k) to[i * inputs + k] = to_float(from[k / 2 * kPanel * 2 + k % 2]);
+  }
+}
+
+// Bytes that the functions below work in. `neurons`: the most that any layer holds.
+SECATEUR_EXPORT int64_t secateur_workspace_bytes(const Model* model, int tokens, int neurons, int threads) {
+  Workspace memory(nullptr);
+  Scratch(memory, *model, tokens, neurons, threads);
+  return static_cast<int64_t>(memory.used());
+}
+
+// One layer's attention: residual += attention(norm(residual)).
+SECATEUR_EXPORT void secateur_attention_block(const Model* model, const Layer* layer, const Batch* batch,
+                                              void* workspace, int threads) {
+  Workspace memory(workspace);
+  const Scratch scratch(memory, *model, batch->tokens, layer->neurons, threads);
+  const RowTiles tiles = make_tiles(batch->tokens, nullptr);
+#pragma omp parallel num_threads(threads)
+  attention_block(Team::current(), *model, *layer, *batch, tiles, scratch);
+}
+
+// One layer's MLP: residual += mlp(norm(residual)), at the first layer's widths in `batch`.
+SECATEUR_EXPORT void secateur_mlp_block(const Model* model, const Layer* layer, const Batch* batch, void* workspace,
+                                        int threads) {
+  Workspace memory(workspace);
+  const Scratch scratch(memory, *model, batch->tokens, layer->neurons, threads);
+#pragma omp parallel num_threads(threads)
+  mlp_block(Team::current(), *model, *layer, *batch, batch->widths, scratch);
+}
+
+// All layers in one call, so that a step asks for Python's lock once.
+SECATEUR_EXPORT void secateur_forward(const Model* model, const Layer* layers, int num_layers, const Batch* batch,
+                                      void* workspace, int threads) {
+  int neurons = 0;
+  for (int i = 0; i < num_layers; ++i) neurons = std::max(neurons, layers[i].neurons);
+  Workspace memory(workspace);
+  const Scratch scratch(memory, *model, batch->tokens, neurons, threads);
+  const RowTiles tiles = make_tiles(batch->tokens, nullptr);
+#pragma omp parallel num_threads(threads)
+  {
+    const Team team = Team::current();
+    for (int i = 0; i < num_layers; ++i) {
+      attention_block(team, *model, layers[i], *batch, tiles, scratch);
+      mlp_block(team, *model, layers[i], *batch, batch->widths + static_cast<size_t>(i) * batch->tokens, scratch);
+    }
+  }
+}
+
+// Norm and head: logits [count][outputs] float32 of the rows of `residual` that `rows` names.
+SECATEUR_EXPORT void secateur_head(const Model* model, const float* residual, const int32_t* rows, int count,
+                                   const float* norm, const Pair* head, int outputs, float* logits, void* workspace,
+                                   int threads) {
+  Workspace memory(workspace);
+  const Scratch scratch(memory, *model, count, 0, threads);
+  const RowTiles tiles = make_tiles(count, nullptr);
+#pragma omp parallel num_threads(threads)
+  {
+    const Team team = Team::current();
+    rms_norm(team, residual, rows, norm, model->hidden, model->eps, tiles, scratch.normed);
+    team.barrier();
+    multiply_panels(team, head, model->hidden / 2, scratch.normed, tiles, false,
+                    {logits, outputs, Output::kFloat32, nullptr},
+                    scratch.sums + static_cast<size_t>(team.id) * count * kPanel);
+  }
+}

@@ -1,0 +1,108 @@
+// Packed rows times packed panels: y = x W^T (+ bias), float32 sums.
+//
+// A packed matrix of N outputs over K inputs is [ceil(N / 32)][pairs][32], pairs >= K / 2: a panel of 32 outputs
+// is read straight through, once, whatever the number of rows. Missing outputs and inputs are zeros.
+
+#pragma once
+
+#include "tiles.h"
+
+namespace secateur {
+
+enum class Output : int { kBfloat16, kFloat32, kAddFloat32 };
+
+// Where a product goes: row r at data + r * columns, in elements. `bias` may be null.
+struct Destination {
+  void* data;
+  int columns;
+  Output kind;
+  const float* bias;
+};
+
+inline void store(const Destination& to, int row, int column, __m512 values) {
+  const __mmask16 lanes = first_lanes(to.columns - column);
+  if (lanes == 0) return;
+  if (to.bias) values = _mm512_add_ps(values, _mm512_maskz_loadu_ps(lanes, to.bias + column));
+  const size_t at = static_cast<size_t>(row) * to.columns + column;
+  if (to.kind == Output::kBfloat16) {
+    _mm256_mask_storeu_epi16(static_cast<Bfloat16*>(to.data) + at, lanes, round_to_bfloat16(values));
+    return;
+  }
+  float* sums = static_cast<float*>(to.data) + at;
+  if (to.kind == Output::kAddFloat32) values = _mm512_add_ps(values, _mm512_maskz_loadu_ps(lanes, sums));
+  _mm512_mask_storeu_ps(sums, lanes, values);
+}
+
+// Adds a piece of the summed dimension to `sums` [R][32].
+template <int R>
+struct AddPiece {
+  static void run(const Pair* panel, const Pair* rows, int pairs, float* sums, bool first, Prefetch prefetch,
+                  bool alone) {
+    __m512 s[R][2];
+    if (first) {
+      set_zero(s);
+    } else {
+      SECATEUR_UNROLL
+      for (int i = 0; i < R; ++i) {
+        s[i][0] = _mm512_load_ps(sums + i * kPanel);
+        s[i][1] = _mm512_load_ps(sums + i * kPanel + kLanes);
+      }
+    }
+    if (alone)
+      multiply_add<R, 2>(panel, panel + kLanes, kPanel, rows, pairs, s, prefetch);
+    else
+      multiply_add<R, 1>(panel, panel + kLanes, kPanel, rows, pairs, s, prefetch);
+    SECATEUR_UNROLL
+    for (int i = 0; i < R; ++i) {
+      _mm512_store_ps(sums + i * kPanel, s[i][0]);
+      _mm512_store_ps(sums + i * kPanel + kLanes, s[i][1]);
+    }
+  }
+};
+
+constexpr long kPrefetchBytes = 8192;  // ahead of the multiplication, where memory is what it waits for
+constexpr int kPiecePairs = 256;       // of a panel (32 KB): stays in the first cache for all tiles
+
+// What to fetch during tile `index` of `count` tiles that use the same `bytes` of weights at `weights`: with one
+// tile, a little ahead; with several, the piece that comes next, a share in each tile.
+SECATEUR_INLINE Prefetch prefetch_for(const void* weights, long bytes, int index, int count) {
+  const char* base = static_cast<const char*>(weights);
+  if (count == 1) return {base + kPrefetchBytes, base + kPrefetchBytes + 64, 2 * 64};
+  return {base + bytes + bytes * index / count, nullptr, 2 * 64 / count};
+}
+
+// The team multiplies `rows` with all panels of `weights`; a thread has some of the panels.
+//
+// weights: [panels][weight_pairs][32]. A tile sums over its first 8 * blocks pairs where `prefix`, else over all.
+// sums: this thread's, [rows][32].
+inline void multiply_panels(const Team& team, const Pair* weights, int weight_pairs, const PackedRows& rows,
+                            const RowTiles& tiles, bool prefix, const Destination& to, float* sums) {
+  const int panels = (to.columns + kPanel - 1) / kPanel;
+  const auto depth = [&](const RowTile& tile) { return prefix ? tile.blocks * 8 : weight_pairs; };
+  const int longest = depth(tiles.front());
+  const bool alone = tiles.size() == 1;
+  const int piece = alone ? longest : kPiecePairs;
+  for (int panel = team.begin(panels); panel < team.end(panels); ++panel) {
+    const Pair* base = weights + static_cast<size_t>(panel) * weight_pairs * kPanel;
+    for (int begin = 0; begin < longest; begin += piece) {
+      const Pair* from = base + static_cast<size_t>(begin) * kPanel;
+      const int active = static_cast<int>(
+          std::partition_point(tiles.begin(), tiles.end(), [&](const RowTile& t) { return depth(t) > begin; }) -
+          tiles.begin());
+      for (int t = 0; t < active; ++t) {
+        const RowTile& tile = tiles[t];
+        const int pairs = std::min(piece, depth(tile) - begin);
+        const long bytes = static_cast<long>(std::min(piece, longest - begin)) * kPanel * sizeof(Pair);
+        for_rows<AddPiece>(tile.rows)(from, rows.tile(tile) + static_cast<size_t>(begin) * tile.rows, pairs,
+                                      sums + tile.first * kPanel, begin == 0, prefetch_for(from, bytes, t, active),
+                                      active == 1);
+      }
+    }
+    for (const RowTile& tile : tiles)
+      for (int row = tile.first; row < tile.first + tile.rows; ++row)
+        for (int half = 0; half < 2; ++half)
+          store(to, row, panel * kPanel + half * kLanes, _mm512_load_ps(sums + row * kPanel + half * kLanes));
+  }
+}
+
+}  // namespace secateur

@@ -1,0 +1,61 @@
+// What Python hands over: the model's geometry, a layer's weights, a step's batch. library.py mirrors these
+// structures field by field.
+
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "simd.h"
+
+namespace secateur {
+
+constexpr int kMaxHeadDim = 256;
+
+struct Model {
+  int32_t hidden, heads, kv_heads, head_dim, block_size;
+  float eps;         // of the norms
+  const float* cos;  // [positions][head_dim]
+  const float* sin;
+
+  int qkv_columns() const { return (heads + 2 * kv_heads) * head_dim; }
+
+  // Where a block's keys or values of one head begin, in pairs. Each takes block_size * head_dim / 2 of them:
+  //   keys    [head_dim / 2][block_size]: pairs along the head, so that 16 keys stand where panels have outputs;
+  //   values  [block_size / 2][head_dim]: pairs along the tokens, summed over when weighted.
+  size_t kv_offset(int block, int kv_head) const {
+    return (static_cast<size_t>(block) * kv_heads + kv_head) * block_size * head_dim / 2;
+  }
+};
+
+// Matrices are packed (linear.h, nested_mlp.h). Norms and biases are float32; null where the family has none.
+struct Layer {
+  const float* input_norm;
+  const Pair* qkv;
+  const float* qkv_bias;
+  const float* q_norm;
+  const float* k_norm;
+  const Pair* output;
+  const float* output_bias;
+  const float* mlp_norm;
+  const Pair* gate_up;
+  const Pair* down;
+  Pair* keys;
+  Pair* values;
+  int32_t neurons;  // held, a multiple of 16
+  int32_t window;   // tokens that a token sees, itself included; 0 for all
+};
+
+// One step's tokens, widest variant first; the tokens of a request are neighbours, in order.
+struct Batch {
+  int32_t tokens, requests;
+  float* residual;              // [tokens][hidden], the stream that every layer adds to
+  const int32_t* positions;     // [tokens]
+  const int32_t* slots;         // [tokens] block * block_size + offset: where a token's KV is kept
+  const int32_t* starts;        // [requests + 1] the first token of each request
+  const int32_t* block_tables;  // of all requests, one after the other
+  const int32_t* table_starts;  // [requests] where each one's begins
+  const int32_t* widths;        // [layers][tokens] neurons that serve a token, never growing along the tokens
+};
+
+}  // namespace secateur

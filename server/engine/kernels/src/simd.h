@@ -1,0 +1,121 @@
+// Registers of 16 float32 or 16 pairs of bfloat16, and the one loop that all matrix products here come down to.
+//
+// A pair is two bfloat16 values that are neighbours along the summed dimension, the first in the lower half:
+// `vdpbf16ps` multiplies 16 pairs with 16 pairs and adds both products to 16 float32 sums.
+
+#pragma once
+
+#include <immintrin.h>
+
+#include <cstdint>
+
+namespace secateur {
+
+using Pair = uint32_t;
+using Bfloat16 = uint16_t;
+
+constexpr int kLanes = 16;
+constexpr int kPanel = 2 * kLanes;  // outputs that one pass over the summed dimension computes
+// Rows computed together: 2 x 13 sums, 2 registers of weights and 1 broadcast fill 29 of the 32 registers.
+constexpr int kMaxRows = 13;
+
+#define SECATEUR_INLINE inline __attribute__((always_inline))
+#define SECATEUR_UNROLL _Pragma("GCC unroll 16")
+
+SECATEUR_INLINE float to_float(Bfloat16 value) {
+  const uint32_t bits = static_cast<uint32_t>(value) << 16;
+  float result;
+  __builtin_memcpy(&result, &bits, sizeof result);
+  return result;
+}
+
+// 16 bfloat16 in memory -> 16 float32.
+SECATEUR_INLINE __m512 load_bfloat16(const Bfloat16* values) {
+  const __m256i bits = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(values));
+  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16));
+}
+
+// 16 float32 -> 16 bfloat16, rounded to nearest even; as memory sees them, 8 pairs.
+SECATEUR_INLINE __m256i round_to_bfloat16(__m512 values) {
+  return reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(values));
+}
+
+SECATEUR_INLINE __mmask16 first_lanes(int count) {
+  return count >= kLanes ? 0xffff : count <= 0 ? 0 : static_cast<__mmask16>((1u << count) - 1);
+}
+
+// 2^x to about 1e-6 relative; exactly 0 below the float32 range. Lets NaN through.
+SECATEUR_INLINE __m512 exp2_ps(__m512 x) {
+  x = _mm512_max_ps(_mm512_set1_ps(-300.f), x);
+  const __m512 n = _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+  const __m512 f = _mm512_sub_ps(x, n);  // in [-0.5, 0.5]: six terms of the Taylor series
+  __m512 sum = _mm512_set1_ps(1.5403530e-4f);
+  sum = _mm512_fmadd_ps(sum, f, _mm512_set1_ps(1.3333558e-3f));
+  sum = _mm512_fmadd_ps(sum, f, _mm512_set1_ps(9.6181291e-3f));
+  sum = _mm512_fmadd_ps(sum, f, _mm512_set1_ps(5.5504109e-2f));
+  sum = _mm512_fmadd_ps(sum, f, _mm512_set1_ps(2.4022651e-1f));
+  sum = _mm512_fmadd_ps(sum, f, _mm512_set1_ps(6.9314718e-1f));
+  sum = _mm512_fmadd_ps(sum, f, _mm512_set1_ps(1.f));
+  return _mm512_scalef_ps(sum, n);
+}
+
+// silu(gate) * up.
+SECATEUR_INLINE __m512 gated(__m512 gate, __m512 up) {
+  const __m512 e = exp2_ps(_mm512_mul_ps(gate, _mm512_set1_ps(-1.44269504f)));
+  return _mm512_div_ps(_mm512_mul_ps(gate, up), _mm512_add_ps(_mm512_set1_ps(1.f), e));
+}
+
+// What to fetch while multiplying: the cache lines at `next` and `other`, which both move on by `advance` bytes a
+// step.
+struct Prefetch {
+  const char* next;
+  const char* other;
+  long advance;
+};
+
+// sums[r] += sum over p of (left[p], right[p]) * rows[p][r]
+//
+// left, right: 16 outputs each, [pairs][16], the next pair `step` pairs further on.
+// rows: [pairs][R], one pair a row.
+// Lines: how many of the lines in `prefetch` are fetched, 1 or 2.
+template <int R, int Lines>
+SECATEUR_INLINE void multiply_add(const Pair* left, const Pair* right, long step, const Pair* rows, int pairs,
+                                  __m512 (&sums)[R][2], Prefetch prefetch) {
+#pragma GCC unroll 4
+  for (int p = 0; p < pairs; ++p) {
+    _mm_prefetch(prefetch.next, _MM_HINT_T0);
+    if (Lines > 1) _mm_prefetch(prefetch.other, _MM_HINT_T0);
+    prefetch.next += prefetch.advance;
+    prefetch.other += prefetch.advance;
+    const __m512bh l = reinterpret_cast<__m512bh>(_mm512_loadu_si512(left));
+    const __m512bh r = reinterpret_cast<__m512bh>(_mm512_loadu_si512(right));
+    SECATEUR_UNROLL
+    for (int i = 0; i < R; ++i) {
+      const __m512bh x = reinterpret_cast<__m512bh>(_mm512_set1_epi32(static_cast<int>(rows[i])));
+      sums[i][0] = _mm512_dpbf16_ps(sums[i][0], l, x);
+      sums[i][1] = _mm512_dpbf16_ps(sums[i][1], r, x);
+    }
+    left += step;
+    right += step;
+    rows += R;
+  }
+}
+
+template <int R>
+SECATEUR_INLINE void set_zero(__m512 (&sums)[R][2]) {
+  SECATEUR_UNROLL
+  for (int i = 0; i < R; ++i) sums[i][0] = sums[i][1] = _mm512_setzero_ps();
+}
+
+// Lets `Function<R>::run` be called with an R that is known only at run time, 1 <= R <= kMaxRows.
+template <template <int> class Function>
+constexpr auto for_rows(int rows) {
+  constexpr decltype(&Function<1>::run) table[] = {
+      Function<1>::run, Function<2>::run,  Function<3>::run,  Function<4>::run, Function<5>::run,
+      Function<6>::run, Function<7>::run,  Function<8>::run,  Function<9>::run, Function<10>::run,
+      Function<11>::run, Function<12>::run, Function<13>::run};
+  static_assert(sizeof(table) / sizeof(table[0]) == kMaxRows, "a function for every number of rows");
+  return table[rows - 1];
+}
+
+}  // namespace secateur

@@ -1,0 +1,102 @@
+// How work is cut: rows into tiles that share a pass over the weights, and everything else between threads.
+
+#pragma once
+
+#include <omp.h>
+
+#include <algorithm>
+#include <cstddef>
+#include <vector>
+
+#include "simd.h"
+
+namespace secateur {
+
+// One thread of a parallel region. Every thread calls the same functions in the same order.
+struct Team {
+  int id;
+  int count;
+
+  static Team current() { return {omp_get_thread_num(), omp_get_num_threads()}; }
+
+  // Waits until every thread has come here.
+  void barrier() const {
+#pragma omp barrier
+  }
+
+  // This thread's contiguous share of `total` pieces of work.
+  int begin(long total) const { return static_cast<int>(total * id / count); }
+  int end(long total) const { return static_cast<int>(total * (id + 1) / count); }
+};
+
+// Rows [first, first + rows), and how many 16-wide blocks of neurons the widest of them takes part in.
+struct RowTile {
+  int first;
+  int rows;
+  int blocks;
+};
+
+using RowTiles = std::vector<RowTile>;
+
+// What a pass over one pair of a panel costs a tile. Below 5 rows the latency of a sum binds, not their number;
+// the 1 is the loads of the weights.
+inline int tile_cost(int rows) { return std::max(rows, 5) + 1; }
+
+// Cuts rows, widest first, into tiles so that the sum of (widest row of a tile) x tile_cost is least.
+//
+// widths: [count], never growing; null where all rows are equal.
+inline RowTiles make_tiles(int count, const int32_t* widths) {
+  const auto width = [widths](int row) { return widths ? widths[row] : 1; };
+  std::vector<float> least(count + 1, 0.f);  // cost of the rows before this one
+  std::vector<int> first(count + 1, 0);      // where the tile that ends here begins
+  for (int end = 1; end <= count; ++end) {
+    least[end] = __builtin_inff();
+    for (int begin = std::max(0, end - kMaxRows); begin < end; ++begin) {
+      const float cost = least[begin] + static_cast<float>(width(begin)) * tile_cost(end - begin);
+      if (cost < least[end]) least[end] = cost, first[end] = begin;
+    }
+  }
+  RowTiles tiles;
+  for (int end = count; end > 0; end = first[end])
+    tiles.push_back({first[end], end - first[end], (width(first[end]) + kLanes - 1) / kLanes});
+  std::reverse(tiles.begin(), tiles.end());
+  return tiles;
+}
+
+// Rows as multiply_add reads them: tile after tile, [pairs][rows of the tile] each.
+struct PackedRows {
+  Pair* data;
+  int pairs;  // room for each row
+
+  Pair* tile(const RowTile& tile) const { return data + static_cast<size_t>(tile.first) * pairs; }
+};
+
+// Writes 16 neighbouring values of one row, rounded, as pairs `first_pair` to `first_pair + 7`.
+SECATEUR_INLINE void store_packed(__m512 values, Pair* tile, int rows, int row, int first_pair) {
+  alignas(32) Pair pairs[8];
+  _mm256_store_si256(reinterpret_cast<__m256i*>(pairs), round_to_bfloat16(values));
+  Pair* to = tile + static_cast<size_t>(first_pair) * rows + row;
+#pragma GCC unroll 8
+  for (int p = 0; p < 8; ++p) to[p * rows] = pairs[p];
+}
+
+// Hands out aligned pieces of one allocation; without one, counts the bytes it would take.
+class Workspace {
+ public:
+  explicit Workspace(void* base) : base_(static_cast<char*>(base)) {}
+
+  template <class T>
+  T* take(size_t count) {
+    T* piece = base_ ? reinterpret_cast<T*>(base_ + used_) : nullptr;
+    used_ += (count * sizeof(T) + 127) / 64 * 64;  // and at least one spare line: vector loads may overshoot
+    return piece;
+  }
+
+  size_t used() const { return used_; }
+
+ private:
+  char* base_;
+  size_t used_ = 0;
+};
+
+}  // namespace secateur

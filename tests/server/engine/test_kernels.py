@@ -1,0 +1,310 @@
+"""Each compiled kernel against a float32 computation over ragged shapes, and the engine on top of them."""
+
+import dataclasses
+import logging
+from collections.abc import Sequence
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from server.engine import kernels
+from server.engine.errors import KernelsUnavailableError
+from server.engine.kernels.decoder import PackedKV, layer_struct
+from server.engine.kernels.library import BatchStruct, KernelLibrary, ModelStruct, load_library
+from server.engine.kernels.packing import PackedLayer, pack_gate_up, pack_matrix
+from tests.server.engine.support import CONFIG, Loaded, generate, logit_gap, prompt
+
+compiled = pytest.mark.skipif(kernels.describe() != kernels.COMPILED, reason=kernels.describe())
+
+EPS = 1e-6
+# bfloat16 has 8 bits: what a kernel rounds on the way (normed rows, queries, weights of the softmax, neurons)
+# moves a row of its output by about 2^-9 of the row's size each.
+ROUNDING = 0.01
+
+
+@dataclasses.dataclass
+class Case:
+    """One layer with random weights, float32 beside packed, and a batch's arrays."""
+
+    hidden: int
+    heads: int = 2
+    kv_heads: int = 1
+    head_dim: int = 16
+    block_size: int = 8
+    neurons: int = 16
+    window: int = 0
+    num_blocks: int = 64
+    max_len: int = 1200
+    heads_normed: bool = False
+
+    def __post_init__(self) -> None:
+        self.library: KernelLibrary = load_library()
+        rand = torch.Generator().manual_seed(0)
+
+        def matrix(outputs: int, inputs: int) -> torch.Tensor:
+            return (torch.randn(outputs, inputs, generator=rand) * inputs**-0.5).bfloat16()
+
+        columns = self.heads * self.head_dim
+        qkv_columns = columns + 2 * self.kv_heads * self.head_dim
+        self.qkv, self.output = matrix(qkv_columns, self.hidden), matrix(self.hidden, columns)
+        self.gate, self.up = matrix(self.neurons, self.hidden), matrix(self.neurons, self.hidden)
+        self.down = matrix(self.hidden, self.neurons)
+        self.norm = torch.rand(self.hidden, generator=rand) + 0.5
+        self.head_norm = torch.rand(self.head_dim, generator=rand) + 0.5 if self.heads_normed else None
+        self.qkv_bias = torch.randn(qkv_columns, generator=rand)
+        self.output_bias = torch.randn(self.hidden, generator=rand)
+        angles = torch.outer(torch.arange(self.max_len), 0.1 ** torch.arange(self.head_dim // 2))
+        self.cos, self.sin = (table.repeat(1, 2).contiguous() for table in (angles.cos(), angles.sin()))
+
+        padded = -(-self.neurons // 16) * 16
+        self.layer = PackedLayer(
+            input_norm=self.norm,
+            qkv=pack_matrix(self.library, self.qkv),
+            qkv_bias=self.qkv_bias,
+            q_norm=self.head_norm,
+            k_norm=self.head_norm,
+            output=pack_matrix(self.library, self.output),
+            output_bias=self.output_bias,
+            mlp_norm=self.norm,
+            gate_up=pack_gate_up(self.library, lambda: self.gate, lambda: self.up),
+            down=pack_matrix(self.library, self.down, pad_inputs_to=16),
+            neurons=padded,
+        )
+        self.kv = PackedKV(self.num_blocks, self.block_size, self.kv_heads, self.head_dim)
+        self.model = ModelStruct(
+            *(self.hidden, self.heads, self.kv_heads, self.head_dim, self.block_size, EPS),
+            *(self.cos.data_ptr(), self.sin.data_ptr()),
+        )
+        self.struct = layer_struct(self.layer, self.kv, self.window)
+
+    def workspace(self, num_tokens: int, threads: int) -> torch.Tensor:
+        size = self.library.workspace_bytes(self.model, num_tokens, self.layer.neurons, threads)
+        return torch.empty(size, dtype=torch.uint8)
+
+    def normed(self, x: torch.Tensor) -> torch.Tensor:
+        return F.rms_norm(x, (self.hidden,), self.norm, EPS)
+
+    def mlp(self, x: torch.Tensor, width: int) -> torch.Tensor:
+        x = rounded(self.normed(x))
+        gate, up = F.linear(x, self.gate[:width].float()), F.linear(x, self.up[:width].float())
+        return F.linear(rounded(F.silu(gate) * up), self.down[:, :width].float())
+
+    def attention(self, x: torch.Tensor) -> torch.Tensor:
+        """Of one whole request [tokens, hidden] without a cache."""
+        qkv = F.linear(self.normed(x), self.qkv.float(), self.qkv_bias).unflatten(1, (-1, self.head_dim))
+        q, k, v = qkv.split([self.heads, self.kv_heads, self.kv_heads], dim=1)
+
+        def rotated(x: torch.Tensor) -> torch.Tensor:
+            if self.head_norm is not None:
+                x = F.rms_norm(x, (self.head_dim,), self.head_norm, EPS)
+            left, right = x.chunk(2, -1)
+            cos, sin = self.cos[: len(x), None], self.sin[: len(x), None]
+            return x * cos + torch.cat((-right, left), -1) * sin
+
+        index = torch.arange(len(x))
+        distance = index[:, None] - index
+        seen = (distance >= 0) & ((distance < self.window) | (self.window == 0))
+        q, k, v = (t.transpose(0, 1)[None] for t in (rotated(q), rotated(k), v))
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=seen, enable_gqa=True)
+        return F.linear(out[0].transpose(0, 1).flatten(1), self.output.float(), self.output_bias)
+
+
+def assert_close(actual: torch.Tensor, expected: torch.Tensor) -> None:
+    """Row by row, relative to the row's size."""
+    error = (actual - expected).norm(dim=-1) / expected.norm(dim=-1)
+    assert error.max() < ROUNDING, f"row {error.argmax()} is off by {error.max():.3f} of its size"
+
+
+def rounded(x: torch.Tensor) -> torch.Tensor:
+    return x.bfloat16().float()
+
+
+def rows(count: int, hidden: int) -> torch.Tensor:
+    return torch.randn(count, hidden, generator=torch.Generator().manual_seed(count))
+
+
+@compiled
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize(("hidden", "outputs"), [(16, 1), (64, 320), (192, 1000), (896, 49)])
+def test_head(hidden: int, outputs: int, threads: int) -> None:
+    """Norm and a product whose sizes do not fill the panels, for chosen rows."""
+    case = Case(hidden)
+    weight = (torch.randn(outputs, hidden) * hidden**-0.5).bfloat16()
+    panels = pack_matrix(case.library, weight)
+    for count in (1, 2, 13, 14, 40):
+        x = rows(count + 3, hidden)
+        chosen = torch.randperm(count + 3)[:count].int()
+        logits = torch.empty(count, outputs)
+        workspace = case.workspace(count, threads)
+        case.library.head(
+            case.model,
+            *(x.data_ptr(), chosen.data_ptr(), count, case.norm.data_ptr(), panels.data_ptr(), outputs),
+            *(logits.data_ptr(), workspace.data_ptr(), threads),
+        )
+        assert_close(logits, F.linear(rounded(case.normed(x[chosen])), weight.float()))
+
+
+@compiled
+def test_packed_rows_are_the_rows() -> None:
+    """What embeds tokens where the embedding is the packed head."""
+    library = load_library()
+    weight = torch.randn(77, 48).bfloat16()
+    panels = pack_matrix(library, weight)
+    assert panels.shape == (3, 24, 32, 2)
+    ids = torch.tensor([0, 76, 31, 32, 32])
+    found = torch.empty(5, 48)
+    library.unpack_rows(panels.data_ptr(), panels.shape[1], ids.data_ptr(), 5, 48, found.data_ptr(), 1)
+    assert torch.equal(found, weight[ids].float())
+
+
+@compiled
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize(("hidden", "neurons"), [(64, 192), (192, 1000), (576, 88)])
+def test_nested_mlp(hidden: int, neurons: int, threads: int) -> None:
+    """Rows of one width, of a few, and of one each; each as if it were alone."""
+    case = Case(hidden, neurons=neurons)
+    for widths in (
+        [neurons],
+        [neurons] * 5,
+        [8] * 30,
+        [neurons] * 8 + [neurons // 2] * 3 + [neurons // 16 * 8] * 9 + [8] * 2,
+        list(range(neurons, 7, -(neurons // 40))),
+    ):
+        x = rows(len(widths), hidden)
+        residual = x.clone()
+        per_row = torch.tensor(widths, dtype=torch.int32)
+        batch = BatchStruct.of(len(widths), 1, residual=residual, widths=per_row)
+        workspace = case.workspace(len(widths), threads)
+        # What a row must not read stands there as NaN.
+        workspace.view(torch.bfloat16).fill_(torch.nan)
+        case.library.mlp_block(case.model, case.struct, batch, workspace.data_ptr(), threads)
+        expected = torch.stack([case.mlp(row, width) for row, width in zip(x, widths, strict=True)])
+        assert_close(residual - x, expected)
+
+
+def attend(case: Case, requests: Sequence[torch.Tensor], chunks: Sequence[int], threads: int) -> None:
+    """Runs whole requests through the kernel, chunk after chunk of all of them, and compares every row."""
+    per_request = -(-case.max_len // case.block_size)
+    tables = torch.randperm(case.num_blocks, generator=torch.Generator().manual_seed(7)).int()
+    tables = tables[: len(requests) * per_request].view(len(requests), -1)
+    outputs: list[list[torch.Tensor]] = [[] for _ in requests]
+    done = [0] * len(requests)
+    while any(len(x) > n for x, n in zip(requests, done, strict=True)):
+        spans = [
+            (r, done[r], min(done[r] + chunks[r], len(x))) for r, x in enumerate(requests) if done[r] < len(x)
+        ]
+        positions = torch.cat([torch.arange(start, stop) for _, start, stop in spans]).int()
+        owners = torch.cat([torch.full((stop - start,), r) for r, start, stop in spans])
+        slots = tables[owners, positions // case.block_size] * case.block_size + positions % case.block_size
+        starts = torch.tensor([0, *(stop - start for _, start, stop in spans)]).cumsum(0).int()
+        table_starts = torch.tensor([r * per_request for r, _, _ in spans], dtype=torch.int32)
+        x = torch.cat([requests[r][start:stop] for r, start, stop in spans])
+        residual = x.clone()
+        batch = BatchStruct.of(
+            len(x),
+            len(spans),
+            residual=residual,
+            positions=positions,
+            slots=slots,
+            starts=starts,
+            block_tables=tables,
+            table_starts=table_starts,
+        )
+        workspace = case.workspace(len(x), threads)
+        case.library.attention_block(case.model, case.struct, batch, workspace.data_ptr(), threads)
+        for (r, _, stop), piece in zip(spans, (residual - x).split(starts.diff().tolist()), strict=True):
+            outputs[r].append(piece)
+            done[r] = stop
+    for whole, pieces in zip(requests, outputs, strict=True):
+        assert_close(torch.cat(pieces), case.attention(whole))
+
+
+@compiled
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize(
+    "shape",
+    [
+        {"heads": 2, "kv_heads": 2, "head_dim": 16, "block_size": 2},
+        {"heads": 14, "kv_heads": 2, "head_dim": 64, "block_size": 16},
+        {"heads": 4, "kv_heads": 1, "head_dim": 48, "block_size": 24, "heads_normed": True},
+        {"heads": 3, "kv_heads": 1, "head_dim": 128, "block_size": 8, "window": 20},
+        {"heads": 20, "kv_heads": 1, "head_dim": 32, "block_size": 16, "window": 70},
+    ],
+    ids=str,
+)
+def test_ragged_paged_attention(shape: dict, threads: int) -> None:
+    """Chunks and single tokens of several requests in one call, against whole requests without a cache."""
+    case = Case(64, max_len=64, num_blocks=4 * 32, **shape)
+    requests = [rows(count, 64) for count in (1, 12, 40, 61)]
+    attend(case, requests, [1, 1, 7, 40], threads)
+
+
+@compiled
+@pytest.mark.parametrize("window", [0, 300])
+@pytest.mark.parametrize("threads", [1, 2, 5])
+def test_long_contexts_are_shared_between_threads(threads: int, window: int) -> None:
+    """Several chunks of keys, cut between threads, more of them than there are tiles."""
+    case = Case(32, heads=2, kv_heads=1, block_size=16, window=window, num_blocks=160)
+    attend(case, [rows(1101, 32), rows(530, 32)], [1099, 529], threads)
+
+
+@compiled
+def test_every_family_is_served_by_the_compiled_kernels(loaded: Loaded) -> None:
+    """Mixed widths, chunked prefill and decoding, against transformers in float32."""
+    narrow = loaded.variant((64, 96, 40))
+    engine = loaded.engine(dtype="bfloat16")
+    assert engine.kernels == kernels.COMPILED
+    asked = [(prompt(seed, 30 + 20 * seed), [loaded.dense, narrow][seed % 2]) for seed in range(5)]
+    for (token_ids, variant), output in zip(asked, generate(engine, asked), strict=True):
+        assert logit_gap(loaded.reference(variant), token_ids, output) <= 0.1  # as with torch in bfloat16
+    reference = loaded.reference(narrow)
+    assert engine.parameters(narrow.widths) == reference.num_parameters()
+    assert engine.standalone_bytes(narrow.widths) == 2 * reference.num_parameters()
+
+
+@compiled
+def test_a_tied_embedding_is_held_once(load) -> None:
+    tied, untied = load("llama", tie_word_embeddings=True), load("llama")
+    engines = [loaded.engine(dtype="bfloat16") for loaded in (tied, untied)]
+    assert engines[1].weight_bytes - engines[0].weight_bytes == 320 * 64 * 2
+
+
+@compiled
+def test_kernels_share_the_openmp_pool_of_torch() -> None:
+    from server.engine.kernels.library import _openmp_pools
+
+    load_library()
+    assert len(_openmp_pools()) == 1
+
+
+@pytest.mark.parametrize(
+    ("limits", "reason"),
+    [
+        ({"kernels": "torch"}, "the setting kernels asks for torch"),
+        ({"dtype": "float32"}, "the dtype is float32"),
+        ({"block_size": 7}, "block_size is 7"),
+    ],
+)
+def test_torch_computes_where_the_kernels_cannot_or_must_not(
+    load, limits: dict, reason: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    loaded = load("qwen2")
+    with caplog.at_level(logging.INFO, logger=kernels.__name__):
+        engine = loaded.engine(**{"dtype": "bfloat16", **limits})
+    assert engine.kernels.startswith("torch: ")
+    assert reason in engine.kernels
+    assert [record for record in caplog.records if reason in record.message]
+    token_ids = prompt(0, 40)
+    [output] = generate(engine, [(token_ids, loaded.dense)])
+    assert logit_gap(loaded.reference(loaded.dense), token_ids, output) <= 0.1
+
+
+def test_torch_computes_where_nothing_was_built(load, monkeypatch: pytest.MonkeyPatch) -> None:
+    def not_built() -> KernelLibrary:
+        raise KernelsUnavailableError("they were not built")
+
+    monkeypatch.setattr(kernels, "load_library", not_built)
+    assert kernels.describe() == "torch: they were not built"
+    config = dataclasses.replace(CONFIG, dtype="bfloat16")
+    assert kernels.choose_kernels(config, load("qwen2").checkpoint.config).library is None
