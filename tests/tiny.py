@@ -40,7 +40,7 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def tiny_checkpoint(path: Path, family: str = "qwen2", *, seed: int = 0, **overrides: Any) -> Path:
-    """Writes a Hugging Face checkpoint of about 100,000 parameters under `path`, float32 unless `dtype` says."""
+    """Writes a Hugging Face checkpoint of about 100,000 parameters under `path`, in float32 or `dtype`."""
     dtype = overrides.pop("dtype", torch.float32)
     tokenizer = byte_tokenizer()
     settings: dict[str, Any] = {
