@@ -116,7 +116,8 @@ KV heads, tied embeddings, context {context:,}, bfloat16. The tokenizer is a byt
 message.
 
 From random weights, {tokens:.1f} million tokens in {minutes:.0f} minutes on {threads} shared CPU cores, with
-AdamW in bfloat16 autocast, torch {torch}:
+AdamW in bfloat16 autocast, torch {torch}. Runs of `python -m training.math_mini`, each after the first with
+`--continue-from` the one before:
 
 {runs}
 
@@ -130,7 +131,8 @@ turns, to train the later positions; {system_share:.0%} begin with a system mess
 
 It knows this one grammar of problems, with numbers up to about 200, and has no
 general knowledge: other wordings, larger numbers, negative numbers, decimals or any other question get a
-fluent and wrong answer. It writes English only. It is a test object, not an assistant.
+fluent and wrong answer. It writes English only. Positions beyond six turns
+were never trained. It is a test object, not an assistant.
 
 ## Licence
 
@@ -171,10 +173,11 @@ def _reading(results: dict[str, Any]) -> str:
 def _run(run: dict[str, Any]) -> str:
     settings, progress = run["settings"], run["progress"]
     return (
-        f"- seed {settings['seed']}, {progress['steps']:,} steps of at most {settings['batch_tokens']:,} "
-        f"tokens, {progress['seconds'] / 60:.0f} of {settings['minutes']:.0f} planned minutes, learning rate "
-        f"{settings['learning_rate']:g}, weight decay {settings['weight_decay']:g}, prompt weight at first "
-        f"{settings['prompt_weight']:g}"
+        f"- `--minutes {settings['minutes']:g} --seed {settings['seed']} "
+        f"--batch-tokens {settings['batch_tokens']} --learning-rate {settings['learning_rate']:g} "
+        f"--weight-decay {settings['weight_decay']:g} --prompt-weight {settings['prompt_weight']:g}`: "
+        f"{progress['steps']:,} steps, {progress['tokens'] / 1e6:.1f} million tokens, "
+        f"{progress['seconds'] / 60:.0f} minutes"
     )
 
 
