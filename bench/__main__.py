@@ -45,7 +45,7 @@ async def run(args: argparse.Namespace) -> dict[str, Any]:
         raise BenchError(f"{tokenizer_file} does not exist: --model must be a checkpoint directory")
     sparsities = [float(s) for s in args.sparsities.split(",")]
     work = [int(w) for w in args.work.split(",")]
-    options = ["--model", str(directory), "--sparsities", args.sparsities, "--allow-unsafe"]
+    options = ["--sparsities", args.sparsities, "--allow-unsafe"]
     options += ["--max-num-seqs", str(CONCURRENCY), *shlex.split(args.serve)]
     result: dict[str, Any] = {**provenance(), "model": directory.name, "seed": args.seed}
 
@@ -53,7 +53,9 @@ async def run(args: argparse.Namespace) -> dict[str, Any]:
         watch = None
         url = args.url
         if url is None:
-            url, pid, ready_seconds = await stack.enter_async_context(served(options))
+            url, pid, ready_seconds = await stack.enter_async_context(
+                served(["--model", str(directory), *options])
+            )
             result |= {"serve": shlex.join(options), "ready_seconds": ready_seconds}
             watch = MemoryWatch(pid)
             watching = asyncio.create_task(watch.run())

@@ -29,9 +29,10 @@ pytestmark = pytest.mark.reference
 SPARSITIES = (0.0, 0.1, 0.2, 0.35)
 NEW_TOKENS = 24
 
-# bfloat16 keeps 8 bits: logits between 16 and 32 are multiples of 1/8, and sums in another order move them by
-# a step or two. In float32 the two implementations agree to rounding.
-TIES = {"float32": 2e-3, "bfloat16": 0.5}
+# Against transformers in float32. Float32 agrees to rounding. bfloat16 keeps 8 bits (logits between 16 and 32
+# are multiples of 1/8): the compiled kernels were within 0.2 on SmolLM2 cut by a random ranking, the worst case
+# here; transformers' own bfloat16 was 0.6 away from them there, so torch's path is given room for that.
+TIES = {"float32": 2e-3, "bfloat16": 1.0}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,7 +69,7 @@ class Case:
 
     def worst_gap(self, variant: Variant, prompts: list[list[int]], outputs: list[list[int]]) -> float:
         """How far the worst of our tokens is below transformers' likeliest, in logits."""
-        model = AutoModelForCausalLM.from_pretrained(self.checkpoint.path, dtype=getattr(torch, self.dtype))
+        model = AutoModelForCausalLM.from_pretrained(self.checkpoint.path, dtype=torch.float32)
         model = slice_model(model, self.ranking, variant.widths).eval()
         worst = 0.0
         for prompt, output in zip(prompts, outputs, strict=True):
@@ -77,6 +78,7 @@ class Case:
             logits = logits[:-1].float()
             chosen = logits.gather(1, torch.tensor(output)[:, None])[:, 0]
             worst = max(worst, float((logits.amax(-1) - chosen).max()))
+        print(f"\n{self.checkpoint.name} {variant.name} {self.dtype}: worst gap {worst:.4f}")
         return worst
 
 

@@ -29,10 +29,9 @@ class PackedKV:
     """
 
     def __init__(self, num_blocks: int, block_size: int, kv_heads: int, head_dim: int) -> None:
-        # Zeros, because values that nobody wrote are multiplied with weights of zero, and 0 * NaN is NaN.
         count = num_blocks * block_size * kv_heads * head_dim
-        self.keys = torch.zeros(count + _SLACK, dtype=torch.bfloat16)[:count]
-        self.values = torch.zeros(count + _SLACK, dtype=torch.bfloat16)[:count]
+        self.keys = _untouched_zeros(count + _SLACK)[:count]
+        self.values = _untouched_zeros(count + _SLACK)[:count]
 
 
 class CompiledDecoder:
@@ -140,6 +139,15 @@ class CompiledDecoder:
         if needed > len(self._workspace):
             self._workspace = torch.empty(needed, dtype=torch.uint8)
         return self._workspace.data_ptr()
+
+
+def _untouched_zeros(count: int) -> torch.Tensor:
+    """[count] bfloat16 that takes memory only where it has been written.
+
+    Zeros, because values that nobody wrote are multiplied with weights of zero, and 0 * NaN is NaN. By numpy,
+    which gets them from the system as they are, where torch writes every one.
+    """
+    return torch.from_numpy(np.zeros(count, dtype=np.uint16)).view(torch.bfloat16)
 
 
 def layer_struct(layer: PackedLayer, kv: PackedKV, window: int | None) -> LayerStruct:
