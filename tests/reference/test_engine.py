@@ -30,7 +30,7 @@ SPARSITIES = (0.0, 0.1, 0.2, 0.35)
 NEW_TOKENS = 24
 
 # Against transformers in float32. Float32 agrees to rounding. bfloat16 keeps 8 bits (logits between 16 and 32
-# are multiples of 1/8): the compiled kernels were within 0.01 dense and 0.5 at 35% removed by a random ranking;
+# are multiples of 1/8): the compiled kernels were within 0.01 dense and 0.5 at 35% removed at random;
 # transformers' own bfloat16 was 0.6 away from them there, so torch's path is given room for that.
 TIES = {"float32": 2e-3, "bfloat16": 1.0}
 
