@@ -1,0 +1,68 @@
+"""The safe sparsity that a study has found, kept where `serve` looks for it.
+
+`secateur study` writes it, `secateur serve` reads it. Knows the file; judges nothing.
+"""
+
+import logging
+from pathlib import Path
+from typing import Annotated
+from uuid import uuid4
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from pruning.widths import Allocation
+
+logger = logging.getLogger(__name__)
+
+
+class SafeSparsity(BaseModel):
+    """The largest sparsity that a study found safe, and what that word meant there.
+
+    Attributes:
+        sparsity: every smaller one that was studied is safe too; 0 where none is.
+        task: that the answers were graded on.
+        tolerance: accuracy lost to the dense model that counts as safe, a share of all items.
+        confidence: with which the loss was shown to be within it.
+        items: graded for each sparsity.
+        measured_at: when the study ended, ISO 8601 with its offset.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    sparsity: Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
+    task: str
+    tolerance: float
+    confidence: float
+    items: int
+    measured_at: str
+
+
+def read_safe_sparsity(cache_dir: Path, ranking_digest: str, allocation: Allocation) -> SafeSparsity | None:
+    """What the last study of these variants found; None where there was none or its file is damaged."""
+    path = _path(cache_dir, ranking_digest, allocation)
+    try:
+        return SafeSparsity.model_validate_json(path.read_bytes())
+    except FileNotFoundError:
+        return None
+    except (OSError, ValidationError) as error:
+        logger.warning("cannot read the safe sparsity in %s, so it is not used: %s", path, error)
+        return None
+
+
+def write_safe_sparsity(
+    cache_dir: Path, ranking_digest: str, allocation: Allocation, found: SafeSparsity
+) -> Path:
+    """Keeps `found` for variants of this ranking and allocation, over what was there. Raises OSError."""
+    path = _path(cache_dir, ranking_digest, allocation)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{uuid4().hex}")
+    try:
+        partial.write_text(found.model_dump_json(indent=2) + "\n", encoding="utf-8")
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+    return path
+
+
+def _path(cache_dir: Path, ranking_digest: str, allocation: Allocation) -> Path:
+    return cache_dir / "safety" / f"{ranking_digest[:16]}-{allocation}.json"
