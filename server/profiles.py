@@ -9,7 +9,8 @@ from pathlib import Path
 
 import torch
 
-from eval.tasks.prompts import CalibrationSource, JsonlPrompts, task_named
+from eval.task import CalibrationSource
+from eval.tasks.prompts import JsonlPrompts, task_named
 from pruning.calibration import CalibrationData, build_profile
 from pruning.checkpoint import Checkpoint, default_cache_dir, open_checkpoint
 from pruning.profile import SelectivityProfile, load
@@ -19,7 +20,7 @@ from server.settings import (
     DEFAULT_SEED,
     CommonSettings,
     ProfileSettings,
-    ServeSettings,
+    RankingSettings,
     SettingsError,
 )
 
@@ -35,7 +36,7 @@ def open_model(settings: CommonSettings) -> Checkpoint:
     return open_checkpoint(model, settings.cache_dir or default_cache_dir())
 
 
-def profile_for_serving(settings: ServeSettings, checkpoint: Checkpoint) -> SelectivityProfile:
+def profile_for_serving(settings: RankingSettings, checkpoint: Checkpoint) -> SelectivityProfile:
     """The named profile, else the cached one, else one measured now and cached.
 
     Raises:

@@ -5,33 +5,12 @@ Reads JSON lines; knows no model.
 
 import json
 import random
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
 
-from eval.task import TaskItem
+from eval.task import CalibrationSource, TaskError, TaskItem
 from eval.tasks.arithmetic import ArithmeticTask
-from pruning.errors import SecateurError
 
 DISTRACTOR_FIELD = "prompt"
-
-
-class TaskError(SecateurError):
-    """A task is unknown, or its prompts cannot be read."""
-
-
-class CalibrationSource(Protocol):
-    """The part of a `Task` that neurons are measured on."""
-
-    @property
-    def name(self) -> str: ...
-
-    @property
-    def max_new_tokens(self) -> int: ...
-
-    def calibration(self, count: int, seed: int) -> Sequence[TaskItem]: ...
-
-    def distractors(self, count: int, seed: int) -> Sequence[str]: ...
 
 
 class JsonlPrompts:

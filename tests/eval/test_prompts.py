@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from eval.tasks.arithmetic import ArithmeticTask
-from eval.tasks.prompts import JsonlPrompts, TaskError, task_named
+from eval.task import TaskError
+from eval.tasks.prompts import JsonlPrompts, task_named
 
 
 @pytest.fixture

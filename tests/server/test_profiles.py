@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from eval.tasks.prompts import TaskError
+from eval.task import TaskError
 from pruning.errors import StaleProfileError
 from pruning.profile import load
 from server import profiles
