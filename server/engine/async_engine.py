@@ -2,7 +2,8 @@
 
 The engine's thread computes; the event loop turns tokens into text and finds stop strings, while the next
 step is already running. Whatever ends a request (its last token, a stop string, a client that left, the
-engine's death), it ends exactly once, its blocks come back, and the observer hears of it.
+engine's death), it ends exactly once, its blocks come back, and the observer hears of it, unless it was
+background work.
 """
 
 import asyncio
@@ -12,14 +13,21 @@ import threading
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from tokenizers import Tokenizer
 
 from server.engine.detokenizer import Detokenizer
 from server.engine.engine import Engine, TokenOutput
 from server.engine.errors import EngineDeadError, QueueFullError
-from server.engine.request import FinishReason, Request, RequestStats, SamplingParams, TokenLogprobs
+from server.engine.request import (
+    FinishReason,
+    Request,
+    RequestStats,
+    SamplingParams,
+    ScoringParams,
+    TokenLogprobs,
+)
 from server.engine.stats import EngineObserver
 from server.engine.variant import Variant
 
@@ -28,12 +36,16 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Delta:
-    """What one or more new tokens added to an answer. `finish_reason` is set on the last."""
+    """What one or more new tokens added to an answer. `finish_reason` is set on the last.
+
+    A request of `max_tokens` 0 has one delta, without tokens.
+    """
 
     text: str
     token_ids: tuple[int, ...]
     logprobs: tuple[TokenLogprobs, ...]  # one a token where asked for, else empty
     finish_reason: FinishReason | None
+    prompt_logprobs: tuple[TokenLogprobs, ...] = ()  # what `ScoringParams` asked for, on the first delta
 
 
 class RequestStream:
@@ -41,6 +53,11 @@ class RequestStream:
 
     Iterating raises EngineDeadError if the engine dies first, and ends without a finish reason if the request
     is aborted meanwhile. `abort()` belongs in a `finally`.
+
+    Attributes:
+        token_ids: of the answer, as far as it has been delivered.
+        recorded: one a token where `SamplingParams.recorded_logprobs` asks for it, else empty.
+        stats: None until the request has ended.
     """
 
     def __init__(self, engine: "AsyncEngine", request: Request, detokenizer: Detokenizer) -> None:
@@ -50,12 +67,29 @@ class RequestStream:
         self._inbox: asyncio.Queue[TokenOutput | EngineDeadError | None] = asyncio.Queue()
         self._first_token_time: float | None = None
         self._last_delivery = request.arrival_time
-        self.num_generated_tokens = 0
+        self.token_ids: list[int] = []
+        self.recorded: list[TokenLogprobs] = []
         self.stats: RequestStats | None = None
+
+    @property
+    def variant(self) -> Variant:
+        return self._request.variant
+
+    @property
+    def is_background(self) -> bool:
+        return self._request.is_background
+
+    @property
+    def prompt_token_ids(self) -> Sequence[int]:
+        return self._request.prompt_token_ids
 
     @property
     def num_prompt_tokens(self) -> int:
         return len(self._request.prompt_token_ids)
+
+    @property
+    def num_generated_tokens(self) -> int:
+        return len(self.token_ids)
 
     @property
     def num_cached_tokens(self) -> int:
@@ -94,7 +128,8 @@ class RequestStream:
     def _take(self, outputs: list[TokenOutput]) -> Delta:
         text, reason = "", None
         for count, output in enumerate(outputs, start=1):
-            text += self._detokenizer.push(output.token_id)
+            if output.token_id is not None:
+                text += self._detokenizer.push(output.token_id)
             reason = output.finish_reason
             if reason is not None and not self._detokenizer.stopped:
                 text += self._detokenizer.flush()
@@ -103,32 +138,48 @@ class RequestStream:
             if reason is not None:
                 outputs = outputs[:count]
                 break
-        self._count(len(outputs))
+        token_ids = tuple(output.token_id for output in outputs if output.token_id is not None)
+        logprobs = [output.logprobs for output in outputs if output.logprobs is not None]
+        delta = Delta(
+            text=text,
+            token_ids=token_ids,
+            logprobs=self._reported(logprobs),
+            finish_reason=reason,
+            prompt_logprobs=() if self.token_ids else tuple(self._request.scored),
+        )
+        self._keep(token_ids, logprobs)
         if reason is not None:
             self._end(reason)
-        return Delta(
-            text=text,
-            token_ids=tuple(output.token_id for output in outputs),
-            logprobs=tuple(output.logprobs for output in outputs if output.logprobs is not None),
-            finish_reason=reason,
-        )
+        return delta
 
-    def _count(self, num_tokens: int) -> None:
+    def _reported(self, logprobs: Sequence[TokenLogprobs]) -> tuple[TokenLogprobs, ...]:
+        """As many alternatives as the client asked for: the engine gives all that somebody did."""
+        count = self._request.sampling.logprobs
+        if count is None:
+            return ()
+        return tuple(replace(position, top=position.top[:count]) for position in logprobs)
+
+    def _keep(self, token_ids: Sequence[int], logprobs: Sequence[TokenLogprobs]) -> None:
+        if not token_ids:
+            return
         now = time.monotonic()
         first = self._first_token_time is None
         if first:
             self._first_token_time = now
-        self.num_generated_tokens += num_tokens
-        self._engine.observer.tokens(
-            self._request.variant.name, num_tokens, first=first, seconds=now - self._last_delivery
-        )
+        self.token_ids += token_ids
+        if self._request.sampling.recorded_logprobs is not None:
+            self.recorded += logprobs
+        if not self.is_background:
+            self._engine.observer.tokens(
+                self.variant.name, len(token_ids), first=first, seconds=now - self._last_delivery
+            )
         self._last_delivery = now
 
     def _end(self, reason: FinishReason) -> None:
         if self.stats is not None:
             return
         self.stats = RequestStats(
-            variant=self._request.variant,
+            variant=self.variant,
             finish_reason=reason,
             arrival_time=self._request.arrival_time,
             first_scheduled_time=self._request.first_scheduled_time,
@@ -139,7 +190,8 @@ class RequestStream:
             generated_tokens=self.num_generated_tokens,
         )
         self._engine.forget(self._request)
-        self._engine.observer.finished(self.stats)
+        if not self.is_background:
+            self._engine.observer.finished(self.stats)
 
 
 class AsyncEngine:
@@ -194,25 +246,28 @@ class AsyncEngine:
         prompt_token_ids: list[int],
         variant: Variant,
         sampling: SamplingParams,
+        priority: int = 0,
+        scoring: ScoringParams | None = None,
     ) -> RequestStream:
-        """Queues a request.
+        """Queues a request; one of priority BACKGROUND gets what users leave, and takes none of their places.
 
         Raises:
             PromptTooLongError: prompt and answer would not fit the context.
-            QueueFullError: as many requests run and wait as may.
+            QueueFullError: as many requests of this priority run and wait as may.
             EngineDeadError: there is no engine any more.
         """
         if self.death is not None:
             raise _dead(self.death)
         self._engine.check_fits(len(prompt_token_ids), sampling.max_tokens)
+        assert request_id not in self._streams, f"request id {request_id} is in use"
+        request = Request(request_id, prompt_token_ids, variant, sampling, priority=priority, scoring=scoring)
         config = self._engine.config
-        if len(self._streams) >= config.max_num_seqs + config.max_waiting:
+        num_alike = sum(s.is_background == request.is_background for s in self._streams.values())
+        if num_alike >= config.max_num_seqs + config.max_waiting:
             raise QueueFullError(
-                f"{len(self._streams)} requests are running or waiting, as many as may (max_num_seqs "
+                f"{num_alike} requests are running or waiting, as many as may (max_num_seqs "
                 f"{config.max_num_seqs} + max_waiting {config.max_waiting}): try again later"
             )
-        assert request_id not in self._streams, f"request id {request_id} is in use"
-        request = Request(request_id, prompt_token_ids, variant, sampling)
         detokenizer = Detokenizer(self._tokenizer, prompt_token_ids, sampling.stop)
         stream = self._streams[request_id] = RequestStream(self, request, detokenizer)
         with self._wake:

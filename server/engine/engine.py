@@ -26,10 +26,11 @@ from server.engine.weights import WeightReader, WeightSize, load_weights
 
 @dataclass(frozen=True)
 class TokenOutput:
-    """One request's new token. `finish_reason` is set when it was the last."""
+    """One request's new token. `finish_reason` is set when it was the last; a request of `max_tokens` 0 ends
+    without one. `Request.scored` is complete by then."""
 
     request: Request
-    token_id: int
+    token_id: int | None
     logprobs: TokenLogprobs | None
     finish_reason: FinishReason | None
 
@@ -98,26 +99,32 @@ class Engine:
         start = time.monotonic()
         decision = self._scheduler.schedule()
         batch_tokens: Counter[str] = Counter()
+        background_tokens: Counter[str] = Counter()
         running: Counter[str] = Counter()
         for item in decision.scheduled:
-            batch_tokens[item.request.variant.name] += item.num_tokens
+            tokens = background_tokens if item.request.is_background else batch_tokens
+            tokens[item.request.variant.name] += item.num_tokens
         for request in self._scheduler.running:
-            running[request.variant.name] += 1
-        sampled = self._runner.run(decision)
-        results = self._scheduler.update(decision, {key: token.token_id for key, token in sampled.items()})
-        outputs = [
-            TokenOutput(request, token_id, sampled[request.request_id].logprobs, reason)
-            for request, token_id, reason in results
-        ]
+            if not request.is_background:
+                running[request.variant.name] += 1
+        sampled, scored = self._runner.run(decision)
+        new_tokens = {key: token.token_id for key, token in sampled.items()}
+        results = self._scheduler.update(decision, new_tokens, scored)
+        outputs = []
+        for request, token_id, reason in results:
+            logprobs = None if token_id is None else sampled[request.request_id].logprobs
+            outputs.append(TokenOutput(request, token_id, logprobs, reason))
         return outputs, StepStats(
             step_seconds=time.monotonic() - start,
             batch_tokens=batch_tokens,
             running=running,
-            num_waiting=len(self._scheduler.waiting),
+            num_waiting=self._scheduler.num_waiting_users,
             kv_usage_ratio=self._pool.usage_ratio,
             prefix_queries=decision.prefix_queries,
             prefix_hits=decision.prefix_hits,
             preemptions=decision.preemptions,
+            background_tokens=background_tokens,
+            num_background=self._scheduler.num_background,
         )
 
     def parameters(self, widths: tuple[int, ...]) -> int:

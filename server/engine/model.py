@@ -61,7 +61,7 @@ class Batch:
         token_ids, positions, slots: [tokens]; a slot is where a token's KV is kept.
         spans: the same tokens request by request, each with where its KV is; in order, without gaps.
         neuron_blocks: per layer, which neurons multiply which tokens.
-        sampling_rows: [requests] the tokens whose logits are wanted.
+        sampling_rows: [rows] the tokens whose logits are wanted.
     """
 
     token_ids: torch.Tensor

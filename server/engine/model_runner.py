@@ -1,14 +1,17 @@
 """Turns a scheduling decision into tensors, runs the model, and samples."""
 
 from collections.abc import Sequence
+from itertools import islice
 
 import torch
 
 from server.engine.attention import AttentionSpan
 from server.engine.model import Batch, Decoder
 from server.engine.nested_mlp import NeuronBlock, neuron_blocks
+from server.engine.request import TokenLogprobs
 from server.engine.sampler import SampledToken, sample
 from server.engine.scheduler import ScheduledRequest, SchedulerOutput
+from server.engine.scoring import RowToScore, score
 from server.engine.variant import Variant
 
 
@@ -21,19 +24,26 @@ class ModelRunner:
         self._device = device
 
     @torch.inference_mode()
-    def run(self, output: SchedulerOutput) -> dict[str, SampledToken]:
-        """Computes one step. Returns the new token of each request that has caught up, by request id."""
+    def run(self, output: SchedulerOutput) -> tuple[dict[str, SampledToken], dict[str, list[TokenLogprobs]]]:
+        """Computes one step.
+
+        Returns, by request id: the new token of each request that has caught up, and the scores of the rows
+        that each wants scored.
+        """
         # Variants nest, so the total of the widths orders them in every layer at once.
         items = sorted(output.scheduled, key=lambda item: _by_width(item.request.variant))
         logits = self._decoder.forward(self._batch(items))
         requests = [item.request for item in items if item.samples]
-        return dict(zip((r.request_id for r in requests), sample(logits, requests), strict=True))
+        sampled = sample(logits[: len(requests)], requests)
+        scored = _score(logits[len(requests) :], items)
+        return dict(zip((r.request_id for r in requests), sampled, strict=True)), scored
 
     def _batch(self, items: Sequence[ScheduledRequest]) -> Batch:
         token_ids: list[int] = []
         positions: list[int] = []
         slots: list[int] = []
         sampling_rows: list[int] = []
+        scored_rows: list[int] = []
         spans: list[AttentionSpan] = []
         size = self._block_size
         for item in items:
@@ -41,6 +51,7 @@ class ModelRunner:
             start, stop = request.num_computed_tokens, request.num_computed_tokens + item.num_tokens
             table = request.block_table
             spans.append(AttentionSpan(len(token_ids), len(token_ids) + item.num_tokens, start, table))
+            scored_rows += (len(token_ids) + row - start for row in item.rows_to_score)
             token_ids += request.slice_tokens(start, stop)
             positions += range(start, stop)
             slots += (table[p // size] * size + p % size for p in range(start, stop))
@@ -52,11 +63,22 @@ class ModelRunner:
             slots=self._tensor(slots),
             spans=spans,
             neuron_blocks=_neuron_blocks_per_layer(items),
-            sampling_rows=self._tensor(sampling_rows),
+            sampling_rows=self._tensor(sampling_rows + scored_rows),
         )
 
     def _tensor(self, values: Sequence[int]) -> torch.Tensor:
         return torch.tensor(values, dtype=torch.long, device=self._device)
+
+
+def _score(logits: torch.Tensor, items: Sequence[ScheduledRequest]) -> dict[str, list[TokenLogprobs]]:
+    """Request id → its scores. `logits`: [rows, vocabulary], the `rows_to_score` of all `items` in order."""
+    rows = [RowToScore.of(item.request, position) for item in items for position in item.rows_to_score]
+    scores = iter(score(logits, rows))
+    return {
+        item.request.request_id: list(islice(scores, len(item.rows_to_score)))
+        for item in items
+        if item.rows_to_score
+    }
 
 
 def _by_width(variant: Variant) -> int:

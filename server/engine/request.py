@@ -2,12 +2,15 @@
 
 import random
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from types import MappingProxyType
 
 from server.engine.variant import Variant
+
+# Request.priority of work that may not cost users anything; theirs is 0.
+BACKGROUND = 1
 
 
 class FinishReason(str, Enum):
@@ -15,6 +18,7 @@ class FinishReason(str, Enum):
 
     STOP = "stop"  # an end-of-sequence or stop token, or a stop string
     LENGTH = "length"  # max_tokens, or the model's context
+    LOOP = "loop"  # the answer goes round in circles, and was asked to stop then
     ABORT = "abort"  # the client went away
     ERROR = "error"  # the engine died
 
@@ -24,7 +28,7 @@ class SamplingParams:
     """How the next token is chosen. Validated at the edge; the engine trusts it.
 
     Attributes:
-        max_tokens: new tokens at most, >= 1.
+        max_tokens: new tokens at most; 0 only computes, and scores, the prompt.
         temperature: 0 is greedy and exact.
         top_k: candidates kept, 0 keeps all.
         top_p: smallest set of candidates whose probability reaches this, 1 keeps all.
@@ -36,7 +40,9 @@ class SamplingParams:
         stop: strings that end the text; left out of it.
         stop_token_ids: tokens that end it, besides the model's own.
         ignore_eos: go on to max_tokens whatever is generated.
+        stop_on_loop: end an answer that goes round in circles (eval/traps.py says when it does).
         logprobs: None for none, else how many alternatives to report with each chosen token.
+        recorded_logprobs: as `logprobs`, for the server's own use: kept with the stream, not reported.
         logit_bias: added to the logits of these tokens.
     """
 
@@ -52,7 +58,9 @@ class SamplingParams:
     stop: tuple[str, ...] = ()
     stop_token_ids: frozenset[int] = frozenset()
     ignore_eos: bool = False
+    stop_on_loop: bool = False
     logprobs: int | None = None
+    recorded_logprobs: int | None = None
     logit_bias: Mapping[int, float] = field(default_factory=lambda: MappingProxyType({}))
 
 
@@ -63,6 +71,22 @@ class TokenLogprobs:
     token_id: int
     logprob: float
     top: tuple[tuple[int, float], ...]  # (token id, logprob), likeliest first
+    candidates: tuple[float, ...] = ()  # of the ids that `ScoringParams.candidates` asks about here
+
+
+@dataclass(frozen=True)
+class ScoringParams:
+    """Which tokens of the prompt get log-probabilities, given all before them, while it is computed.
+
+    Attributes:
+        start: the first token that is scored, >= 1; nothing comes before token 0 that could predict it.
+        top: how many of the likeliest tokens to report at each.
+        candidates: for each scored token the ids to report besides; none at all where it is empty.
+    """
+
+    start: int = 1
+    top: int = 1
+    candidates: Sequence[Sequence[int]] = ()
 
 
 @dataclass(frozen=True)
@@ -82,14 +106,20 @@ class RequestStats:
 
 @dataclass(eq=False)
 class Request:
-    """A request inside the engine: what was asked for, and how far it has come."""
+    """A request inside the engine: what was asked for, and how far it has come.
+
+    `priority` is 0 for users, BACKGROUND for the server's own work. `scored` grows with the prompt's chunks.
+    """
 
     request_id: str
     prompt_token_ids: list[int]
     variant: Variant
     sampling: SamplingParams
     arrival_time: float = field(default_factory=time.monotonic)
+    priority: int = 0
+    scoring: ScoringParams | None = None
 
+    scored: list[TokenLogprobs] = field(default_factory=list)
     output_token_ids: list[int] = field(default_factory=list)
     block_table: list[int] = field(default_factory=list)
     block_hashes: list[bytes] = field(default_factory=list)  # of the full blocks, oldest first
@@ -101,10 +131,22 @@ class Request:
 
     def __post_init__(self) -> None:
         self.rng = random.Random(self.sampling.seed)
+        assert self.scoring is None or 1 <= self.scoring.start <= len(self.prompt_token_ids)
+
+    @property
+    def is_background(self) -> bool:
+        return self.priority == BACKGROUND
 
     @property
     def num_tokens(self) -> int:
         return len(self.prompt_token_ids) + len(self.output_token_ids)
+
+    def rows_to_score(self, start: int, stop: int) -> range:
+        """The positions within [start, stop) whose logits are still wanted; row p scores token p + 1."""
+        if self.scoring is None:
+            return range(0)
+        first = self.scoring.start - 1 + len(self.scored)
+        return range(max(start, first), min(stop, len(self.prompt_token_ids) - 1))
 
     def slice_tokens(self, start: int, stop: int) -> list[int]:
         """Tokens [start, stop) of prompt and output."""

@@ -120,7 +120,11 @@ def _invert(weights: torch.Tensor, draws: torch.Tensor) -> torch.Tensor:
 
 def _logprobs(logits: torch.Tensor, requests: Sequence[Request]) -> dict[int, tuple[torch.Tensor, int]]:
     """Row → its log-probabilities [vocabulary] and how many alternatives to report."""
-    wanted = {i: r.sampling.logprobs for i, r in enumerate(requests) if r.sampling.logprobs is not None}
+    wanted: dict[int, int] = {}
+    for row, request in enumerate(requests):
+        asked = (request.sampling.logprobs, request.sampling.recorded_logprobs)
+        if asked != (None, None):
+            wanted[row] = max(count for count in asked if count is not None)
     if not wanted:
         return {}
     values = logits[list(wanted)].log_softmax(-1)

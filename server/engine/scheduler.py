@@ -6,39 +6,95 @@ gets a new token once it has caught up. Widths play no part: requests of all var
 first come, first served, so no variant waits for another's turn.
 
 When blocks run out, the request that came last gives its blocks back and is computed again later.
+
+Background requests take what users leave: tokens after all users', a seat and blocks only while no user
+waits, and they give both back as soon as a user needs them. What users are given, step by step, is what they
+would be given if there were no background, but for what each finds in the prefix cache.
 """
 
 import time
 from collections import deque
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 from server.engine.config import EngineConfig
 from server.engine.kv_cache import BlockPool, hash_block
-from server.engine.request import FinishReason, Request
+from server.engine.request import FinishReason, Request, TokenLogprobs
+
+# A step's logits take this many rows more than it has requests: 78 MB for a vocabulary of 152,000.
+MAX_SCORED_ROWS = 128
+# A step of more tokens takes longer. Beside users that delays their next tokens, alone the first of the next
+# to come: by about 13 and 55 ms where a model prefills 1,200 tokens/s.
+MAX_BACKGROUND_TOKENS_BESIDE_USERS = 16
+MAX_BACKGROUND_TOKENS_ALONE = 64
 
 
 @dataclass(frozen=True)
 class ScheduledRequest:
-    """`num_tokens` more of this request are computed in this step."""
+    """`num_tokens` more of this request are computed in this step. The properties hold until `update`."""
 
     request: Request
     num_tokens: int
 
     @property
-    def samples(self) -> bool:
-        """Whether the step brings the request up to date, so that it gets a new token."""
+    def catches_up(self) -> bool:
+        """Whether the step computes all of the request's tokens that were left."""
         return self.request.num_computed_tokens + self.num_tokens == self.request.num_tokens
+
+    @property
+    def samples(self) -> bool:
+        """Whether the request gets a new token."""
+        return self.catches_up and self.request.sampling.max_tokens > 0
+
+    @property
+    def rows_to_score(self) -> range:
+        """The positions of this step whose logits the request wants scored."""
+        start = self.request.num_computed_tokens
+        return self.request.rows_to_score(start, start + self.num_tokens)
 
 
 @dataclass(frozen=True)
 class SchedulerOutput:
-    """One step. The prefix counts are tokens: looked up in, and found in, the prefix cache."""
+    """One step. Preemptions and prefix counts are users'; the latter are tokens."""
 
     scheduled: tuple[ScheduledRequest, ...]
     preemptions: int
     prefix_queries: int
     prefix_hits: int
+
+
+@dataclass(frozen=True)
+class _Queue:
+    """Requests of one priority; `running` in the order in which they came in."""
+
+    waiting: deque[Request] = field(default_factory=deque)
+    running: list[Request] = field(default_factory=list)
+
+
+@dataclass
+class _Step:
+    """The step being put together, and what room is left in it."""
+
+    num_tokens: int
+    num_scored_rows: int
+    scheduled: list[ScheduledRequest] = field(default_factory=list)
+    preempted: list[Request] = field(default_factory=list)
+    prefix_queries: int = 0
+    prefix_hits: int = 0
+
+    def room_for(self, request: Request) -> int:
+        """How many tokens of `request` the step can still take."""
+        start = request.num_computed_tokens
+        num_tokens = min(request.num_tokens - start, self.num_tokens)
+        rows = request.rows_to_score(start, start + num_tokens)
+        if len(rows) > self.num_scored_rows:
+            return rows[self.num_scored_rows] - start  # up to the first row too many
+        return num_tokens
+
+    def take(self, item: ScheduledRequest) -> None:
+        self.scheduled.append(item)
+        self.num_tokens -= item.num_tokens
+        self.num_scored_rows -= len(item.rows_to_score)
 
 
 class Scheduler:
@@ -48,100 +104,159 @@ class Scheduler:
         self._config = config
         self._pool = pool
         self._eos_token_ids = eos_token_ids
-        self.waiting: deque[Request] = deque()
-        self.running: list[Request] = []
+        self._users = _Queue()
+        self._background = _Queue()
+
+    @property
+    def running(self) -> Sequence[Request]:
+        """Users first."""
+        return [*self._users.running, *self._background.running]
+
+    @property
+    def waiting(self) -> Sequence[Request]:
+        """Users first, the next to come in at the head of each."""
+        return [*self._users.waiting, *self._background.waiting]
 
     @property
     def num_unfinished(self) -> int:
-        return len(self.waiting) + len(self.running)
+        return self.num_running + self.num_waiting_users + len(self._background.waiting)
+
+    @property
+    def num_running(self) -> int:
+        return len(self._users.running) + len(self._background.running)
+
+    @property
+    def num_waiting_users(self) -> int:
+        return len(self._users.waiting)
+
+    @property
+    def num_background(self) -> int:
+        """Background requests that run or wait."""
+        return len(self._background.running) + len(self._background.waiting)
 
     def add(self, request: Request) -> None:
         """Queues a request that is known to fit the pool when it runs alone."""
-        self.waiting.append(request)
+        self._queue_of(request).waiting.append(request)
 
     def schedule(self) -> SchedulerOutput:
         """The next step. Allocates its blocks; moves requests between `waiting` and `running`."""
-        budget = self._config.max_num_batched_tokens
-        scheduled: list[ScheduledRequest] = []
-        preemptions = prefix_queries = prefix_hits = 0
-
-        index = 0
-        while index < len(self.running) and budget > 0:
-            request = self.running[index]
-            num_tokens = min(request.num_tokens - request.num_computed_tokens, budget)
-            num_blocks = self._num_missing_blocks(request, num_tokens)
-            while num_blocks > self._pool.num_free and request in self.running:
-                self._preempt(self.running[-1])
-                preemptions += 1
-            if request not in self.running:
-                break
-            request.block_table += self._pool.allocate(num_blocks)
-            scheduled.append(ScheduledRequest(request, num_tokens))
-            budget -= num_tokens
-            index += 1
-
-        while (
-            self.waiting and not preemptions and budget > 0 and len(self.running) < self._config.max_num_seqs
-        ):
-            request = self.waiting[0]
-            cached = self._find_prefix(request)
-            num_needed = self._pool.blocks_for(request.num_tokens) - len(cached)
-            # All of it must fit, not just the first chunk: else it would soon throw others out, or itself.
-            if num_needed + self._pool.num_idle(cached) > self._pool.num_free:
-                break
-            self.waiting.popleft()
-            self._pool.take(cached)
-            request.block_table = cached
-            request.num_computed_tokens = len(cached) * self._pool.block_size
-            if request.first_scheduled_time is None:
-                request.first_scheduled_time = time.monotonic()
-                request.num_cached_tokens = request.num_computed_tokens
-            if self._config.enable_prefix_caching:
-                prefix_queries += request.num_tokens
-                prefix_hits += request.num_computed_tokens
-            num_tokens = min(request.num_tokens - request.num_computed_tokens, budget)
-            request.block_table += self._pool.allocate(self._num_missing_blocks(request, num_tokens))
-            self.running.append(request)
-            scheduled.append(ScheduledRequest(request, num_tokens))
-            budget -= num_tokens
-
-        return SchedulerOutput(tuple(scheduled), preemptions, prefix_queries, prefix_hits)
+        step = _Step(self._config.max_num_batched_tokens, MAX_SCORED_ROWS)
+        self._continue(self._users, step)
+        if not any(not request.is_background for request in step.preempted):
+            self._admit(self._users, step)
+        most = MAX_BACKGROUND_TOKENS_BESIDE_USERS if self._users.running else MAX_BACKGROUND_TOKENS_ALONE
+        step.num_tokens = min(step.num_tokens, most)
+        self._continue(self._background, step)
+        if not self._users.waiting and not step.preempted:
+            self._admit(self._background, step)
+        return SchedulerOutput(
+            tuple(step.scheduled),
+            sum(not request.is_background for request in step.preempted),
+            step.prefix_queries,
+            step.prefix_hits,
+        )
 
     def update(
-        self, output: SchedulerOutput, sampled: Mapping[str, int]
-    ) -> list[tuple[Request, int, FinishReason | None]]:
-        """Takes in what a step computed. `sampled`: request id -> new token.
+        self,
+        output: SchedulerOutput,
+        sampled: Mapping[str, int],
+        scored: Mapping[str, Sequence[TokenLogprobs]],
+    ) -> list[tuple[Request, int | None, FinishReason | None]]:
+        """Takes in what a step computed. Request id -> new token, and -> the scores of its rows.
 
-        Returns the requests that got a token, with it and with the reason if it was their last.
+        Returns the requests that got a token or ended, with the token and with the reason if they ended.
         """
-        results = []
+        results: list[tuple[Request, int | None, FinishReason | None]] = []
         for item in output.scheduled:
             request = item.request
-            samples = item.samples
+            catches_up, token_id = item.catches_up, sampled.get(request.request_id)
+            assert (token_id is not None) == item.samples
+            request.scored += scored.get(request.request_id, ())
             request.num_computed_tokens += item.num_tokens
             self._remember_full_blocks(request)
-            if samples:
-                token_id = sampled[request.request_id]
-                request.output_token_ids.append(token_id)
+            if catches_up:
+                if token_id is not None:
+                    request.output_token_ids.append(token_id)
                 reason = self._finish_reason(request, token_id)
                 if reason is not None:
-                    self.running.remove(request)
+                    self._queue_of(request).running.remove(request)
                     self._release(request)
                 results.append((request, token_id, reason))
         return results
 
     def abort(self, request: Request) -> None:
         """Forgets a request and takes its blocks back. Does nothing to one that has finished."""
-        if request in self.running:
-            self.running.remove(request)
-        elif request in self.waiting:
-            self.waiting.remove(request)
+        queue = self._queue_of(request)
+        if request in queue.running:
+            queue.running.remove(request)
+        elif request in queue.waiting:
+            queue.waiting.remove(request)
         self._release(request)
 
-    def _preempt(self, request: Request) -> None:
-        self.running.remove(request)
+    def _queue_of(self, request: Request) -> _Queue:
+        return self._background if request.is_background else self._users
+
+    def _continue(self, queue: _Queue, step: _Step) -> None:
+        """Tokens for those that run already, in order."""
+        index = 0
+        while index < len(queue.running) and step.num_tokens > 0:
+            request = queue.running[index]
+            index += 1
+            num_tokens = step.room_for(request)
+            if num_tokens == 0:  # all rows that may be scored are
+                continue
+            num_blocks = self._num_missing_blocks(request, num_tokens)
+            while num_blocks > self._pool.num_free and request in queue.running:
+                self._preempt_last(step)
+            if request not in queue.running:
+                break
+            request.block_table += self._pool.allocate(num_blocks)
+            step.take(ScheduledRequest(request, num_tokens))
+
+    def _admit(self, queue: _Queue, step: _Step) -> None:
+        """Lets those in that wait, in order, while there is room."""
+        while queue.waiting and step.num_tokens > 0:
+            request = queue.waiting[0]
+            cached = self._find_room(request, step)
+            if cached is None:
+                break
+            request.num_computed_tokens = len(cached) * self._pool.block_size
+            num_tokens = step.room_for(request)
+            if num_tokens == 0:
+                request.num_computed_tokens = 0
+                break
+            queue.waiting.popleft()
+            self._pool.take(cached)
+            request.block_table = cached
+            if request.first_scheduled_time is None:
+                request.first_scheduled_time = time.monotonic()
+                request.num_cached_tokens = request.num_computed_tokens
+            if self._config.enable_prefix_caching and not request.is_background:
+                step.prefix_queries += request.num_tokens
+                step.prefix_hits += request.num_computed_tokens
+            request.block_table += self._pool.allocate(self._num_missing_blocks(request, num_tokens))
+            queue.running.append(request)
+            step.take(ScheduledRequest(request, num_tokens))
+
+    def _find_room(self, request: Request, step: _Step) -> list[int] | None:
+        """The cached blocks that `request` begins with, None if it cannot come in; background makes way."""
+        while True:
+            if self.num_running < self._config.max_num_seqs:
+                cached = self._find_prefix(request)
+                num_needed = self._pool.blocks_for(request.num_tokens) - len(cached)
+                # All of it must fit, not just the first chunk: else it would soon throw others out.
+                if num_needed + self._pool.num_idle(cached) <= self._pool.num_free:
+                    return cached
+            if request.is_background or not self._background.running:
+                return None
+            self._preempt_last(step)
+
+    def _preempt_last(self, step: _Step) -> None:
+        queue = self._background if self._background.running else self._users
+        request = queue.running.pop()
         self._release(request)
-        self.waiting.appendleft(request)
+        queue.waiting.appendleft(request)
+        step.preempted.append(request)
 
     def _release(self, request: Request) -> None:
         self._pool.release(request.block_table)
@@ -153,7 +268,7 @@ class Scheduler:
         needed = self._pool.blocks_for(request.num_computed_tokens + num_tokens)
         return needed - len(request.block_table)
 
-    def _finish_reason(self, request: Request, token_id: int) -> FinishReason | None:
+    def _finish_reason(self, request: Request, token_id: int | None) -> FinishReason | None:
         sampling = request.sampling
         if token_id in sampling.stop_token_ids:
             return FinishReason.STOP
@@ -164,10 +279,11 @@ class Scheduler:
         return None
 
     def _find_prefix(self, request: Request) -> list[int]:
-        """Cached blocks that `request` begins with; at least one token is left to compute."""
+        """Cached blocks that `request` begins with; what is wanted of it beyond them is left to compute."""
         if not self._config.enable_prefix_caching:
             return []
-        usable = (request.num_tokens - 1) // self._pool.block_size
+        rows = request.rows_to_score(0, request.num_tokens)
+        usable = (rows[0] if rows else request.num_tokens - 1) // self._pool.block_size
         self._extend_hashes(request, usable)
         return self._pool.find_prefix(request.block_hashes[:usable])
 

@@ -1,6 +1,7 @@
 """What the engine did, as plain numbers for whoever counts them. No torch, no Prometheus."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from server.engine.request import RequestStats
@@ -8,17 +9,19 @@ from server.engine.request import RequestStats
 
 @dataclass(frozen=True)
 class StepStats:
-    """Taken after each step.
+    """Taken after each step. Of users' requests, but for what says background.
 
     Attributes:
         step_seconds: from scheduling to the last token sampled.
         batch_tokens: variant name -> tokens the step computed, prompt and output alike.
         running: variant name -> requests running.
         num_waiting: requests waiting.
-        kv_usage_ratio: KV blocks held by running requests over all blocks.
+        kv_usage_ratio: KV blocks held by running requests, background ones too, over all blocks.
         prefix_queries: prompt tokens looked up in the prefix cache.
         prefix_hits: prompt tokens found there.
         preemptions: requests thrown out to be computed again.
+        background_tokens: variant name -> tokens the step computed for background requests.
+        num_background: background requests that run or wait.
     """
 
     step_seconds: float
@@ -29,10 +32,15 @@ class StepStats:
     prefix_queries: int = 0
     prefix_hits: int = 0
     preemptions: int = 0
+    background_tokens: Mapping[str, int] = field(default_factory=dict)
+    num_background: int = 0
 
 
 class EngineObserver(Protocol):
-    """Told of all that is worth counting. `step` comes on the engine's thread, the rest on the event loop."""
+    """Told of all that is worth counting. `step` comes on the engine's thread, the rest on the event loop.
+
+    Of background requests only `step` tells: nobody was given their tokens.
+    """
 
     def step(self, stats: StepStats) -> None: ...
 

@@ -41,7 +41,7 @@ def request(name: str, length: int, max_tokens: int = 4, variant: int = 0, **sam
 def step(scheduler: Scheduler, token: int = 1) -> list[tuple[str, FinishReason | None]]:
     output = scheduler.schedule()
     sampled = {item.request.request_id: token for item in output.scheduled if item.samples}
-    return [(r.request_id, reason) for r, _, reason in scheduler.update(output, sampled)]
+    return [(r.request_id, reason) for r, _, reason in scheduler.update(output, sampled, {})]
 
 
 class SchedulerMachine(RuleBasedStateMachine):
@@ -78,7 +78,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             assert len(r.block_table) == self.pool.blocks_for(reached)
             assert r.num_computed_tokens in (computed[r.request_id], r.num_computed_tokens)
         sampled = {item.request.request_id: 1 for item in output.scheduled if item.samples}
-        for r, _, reason in self.scheduler.update(output, sampled):
+        for r, _, reason in self.scheduler.update(output, sampled, {}):
             assert (reason is FinishReason.LENGTH) == (len(r.output_token_ids) == r.sampling.max_tokens)
             if reason is not None:
                 assert r.block_table == []
