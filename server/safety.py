@@ -4,6 +4,7 @@
 """
 
 import logging
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 from uuid import uuid4
@@ -13,6 +14,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pruning.widths import Allocation
 
 logger = logging.getLogger(__name__)
+
+UNMEASURED_SAFE_SPARSITY = 0.2  # arXiv 2604.27115's, of other models
 
 
 class SafeSparsity(BaseModel):
@@ -35,6 +38,30 @@ class SafeSparsity(BaseModel):
     confidence: float
     items: int
     measured_at: str
+
+
+@dataclass(frozen=True)
+class SafeMargin:
+    """The sparsity beyond which a variant is served only where allowed, and who says so."""
+
+    sparsity: float
+    source: str
+
+
+def safe_margin(
+    setting: float | None, cache_dir: Path, ranking_digest: str, allocation: Allocation
+) -> SafeMargin:
+    """What is set, else what a study found for these variants, else a paper's word on other models."""
+    if setting is not None:
+        return SafeMargin(setting, "set by safe_sparsity")
+    found = read_safe_sparsity(cache_dir, ranking_digest, allocation)
+    if found is None:
+        return SafeMargin(UNMEASURED_SAFE_SPARSITY, "arXiv 2604.27115's, not measured: see `secateur study`")
+    return SafeMargin(
+        found.sparsity,
+        f"studied on {found.task}, {found.items:,} items: at most {100 * found.tolerance:g} points lost "
+        f"({100 * found.confidence:g}%), {found.measured_at}",
+    )
 
 
 def read_safe_sparsity(cache_dir: Path, ranking_digest: str, allocation: Allocation) -> SafeSparsity | None:

@@ -5,13 +5,14 @@ Everything that is built is built here, in the order in which it can fail: the c
 
 import json
 import socket
+from dataclasses import dataclass
 from functools import partial
 
 import torch
 import uvicorn
 from fastapi import FastAPI
 
-from pruning.checkpoint import Checkpoint
+from pruning.checkpoint import Checkpoint, default_cache_dir
 from pruning.ranking import Ranking, rank
 from pruning.scores import SCORES
 from pruning.widths import Allocation, exact_sparsity, widths_at
@@ -25,6 +26,7 @@ from server.generation import Generations
 from server.metrics import Metrics, StateCollector
 from server.policy import VariantPolicy
 from server.profiles import open_model, profile_for_serving
+from server.safety import SafeMargin, safe_margin
 from server.settings import ServeSettings, SettingsError
 from server.shutdown import FLUSH_SECONDS, GracefulServer
 from server.tokenization import PromptTokenizer
@@ -42,20 +44,31 @@ def serve(settings: ServeSettings) -> None:
     """
     with _bind(settings.host, settings.port) as listener:
         checkpoint = open_model(settings)
-        engine, registry = load_model(settings, checkpoint)
-        app, generations = assemble(settings, checkpoint, engine, registry)
+        loaded = load_model(settings, checkpoint)
+        app, generations = assemble(settings, loaded)
         server = GracefulServer(
             uvicorn.Config(
                 app, log_config=None, access_log=False, timeout_graceful_shutdown=FLUSH_SECONDS, lifespan="on"
             ),
             generations,
             settings.shutdown_timeout_seconds,
-            on_started=lambda: print(_summary(settings, engine, registry, listener), flush=True),
+            on_started=lambda: print(_summary(settings, loaded, listener), flush=True),
         )
         server.run(sockets=[listener])
 
 
-def load_model(settings: ServeSettings, checkpoint: Checkpoint) -> tuple[Engine, VariantRegistry]:
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model in memory, its neurons in order, its variants on offer."""
+
+    checkpoint: Checkpoint
+    ranking: Ranking
+    margin: SafeMargin
+    engine: Engine
+    registry: VariantRegistry
+
+
+def load_model(settings: ServeSettings, checkpoint: Checkpoint) -> LoadedModel:
     """Ranks the neurons by the model's profile and loads the variants.
 
     Raises:
@@ -70,7 +83,11 @@ def load_model(settings: ServeSettings, checkpoint: Checkpoint) -> tuple[Engine,
         profile_digest=profile.digest,
         order=settings.order,
     )
-    return load_variants(settings, checkpoint, ranking, allocation, config)
+    cache_dir = settings.cache_dir or default_cache_dir()
+    margin = safe_margin(settings.safe_sparsity, cache_dir, ranking.digest, allocation)
+    _check_default(settings, margin)
+    engine, registry = load_variants(settings, checkpoint, ranking, allocation, config)
+    return LoadedModel(checkpoint, ranking, margin, engine, registry)
 
 
 def load_variants(
@@ -94,22 +111,20 @@ def load_variants(
         partial(exact_sparsity, intermediate_size=checkpoint.architecture.intermediate_size),
         engine,
     )
-    default = settings.sparsities[0] if settings.default_sparsity is None else settings.default_sparsity
-    return engine, VariantRegistry(builder, settings.sparsities, default)
+    return engine, VariantRegistry(builder, settings.sparsities, settings.default_variant_sparsity)
 
 
-def assemble(
-    settings: ServeSettings, checkpoint: Checkpoint, engine: Engine, registry: VariantRegistry
-) -> tuple[FastAPI, Generations]:
-    """The application over a loaded engine, and what runs in it."""
-    tokenizer = checkpoint.tokenizer()
+def assemble(settings: ServeSettings, loaded: LoadedModel) -> tuple[FastAPI, Generations]:
+    """The application over a loaded model, and what runs in it."""
+    engine, registry = loaded.engine, loaded.registry
+    tokenizer = loaded.checkpoint.tokenizer()
     metrics = Metrics()
     async_engine = AsyncEngine(engine, tokenizer.backend_tokenizer, metrics)
     metrics.registry.register(StateCollector(metrics, engine, async_engine, registry))
     generations = Generations(
         async_engine,
         registry,
-        VariantPolicy(settings.safe_sparsity, settings.allow_unsafe),
+        VariantPolicy(loaded.margin.sparsity, settings.allow_unsafe),
         metrics,
         max_requests=engine.config.max_num_seqs + engine.config.max_waiting,
     )
@@ -118,7 +133,7 @@ def assemble(
         engine=async_engine,
         generations=generations,
         registry=registry,
-        tokenizer=PromptTokenizer(tokenizer, checkpoint.config.vocab_size),
+        tokenizer=PromptTokenizer(tokenizer, loaded.checkpoint.config.vocab_size),
         metrics=metrics,
         max_model_len=engine.config.max_model_len,
     )
@@ -176,9 +191,17 @@ def _allocation(settings: ServeSettings) -> Allocation:
     return settings.allocation
 
 
-def _summary(
-    settings: ServeSettings, engine: Engine, registry: VariantRegistry, listener: socket.socket
-) -> str:
+def _check_default(settings: ServeSettings, margin: SafeMargin) -> None:
+    default = settings.default_variant_sparsity
+    if default > margin.sparsity and not settings.allow_unsafe:
+        raise SettingsError(
+            f"the default variant's sparsity {default:g} is beyond the safe {margin.sparsity:g} "
+            f"({margin.source}): set allow_unsafe, raise safe_sparsity or serve a smaller sparsity"
+        )
+
+
+def _summary(settings: ServeSettings, loaded: LoadedModel, listener: socket.socket) -> str:
+    engine, registry, margin = loaded.engine, loaded.registry, loaded.margin
     host, port = listener.getsockname()[:2]
     url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
     statuses = registry.offer().statuses
@@ -186,7 +209,7 @@ def _summary(
     open_to_all = [
         status.variant
         for status in statuses
-        if settings.allow_unsafe or status.variant.sparsity <= settings.safe_sparsity
+        if settings.allow_unsafe or status.variant.sparsity <= margin.sparsity
     ]
     body = {
         "model": open_to_all[-1].name,
@@ -201,6 +224,7 @@ def _summary(
         f"{'variant':<28} {'sparsity':>8} {'parameters':>13} {'alone':>13}",
         *(_summary_row(status) for status in statuses),
         "",
+        f"safe up to {margin.sparsity:g}: {margin.source}",
         f"{config.device}, {config.dtype}, {torch.get_num_threads()} threads; all variants share "
         f"{engine.weight_bytes / 1e6:.2f} MB of weights; KV cache {engine.kv_bytes / 2**30:.2f} GiB",
         "",

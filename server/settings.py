@@ -52,6 +52,7 @@ def _a_port(value: object) -> object:
 
 
 Sparsity = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
+Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 
 
 class CommonSettings(BaseSettings):
@@ -99,7 +100,11 @@ class VariantSettings(BaseSettings):
     default_sparsity: Sparsity | None = Field(
         None, description="of requests that do not say; default: the smallest served"
     )
-    safe_sparsity: Sparsity = Field(0.2, description="beyond it a variant is served only where allowed")
+    safe_sparsity: Sparsity | None = Field(
+        None,
+        description="beyond it a variant is served only where allowed; default: what `secateur study` found "
+        "for this model, else 0.2",
+    )
     allow_unsafe: bool = Field(False, description="serve sparsities beyond safe_sparsity to everyone")
     profile: Path | None = Field(
         None, description="profile of the model; default: the cached one, measured on first use"
@@ -112,6 +117,26 @@ class VariantSettings(BaseSettings):
     )
     allocation: Literal["auto", "uniform", "global"] = Field(
         "auto", description="one width for all layers, or one order of all neurons; auto: as the score allows"
+    )
+
+
+class JudgeSettings(BaseSettings):
+    """What is measured while serving, and what follows from it"""
+
+    probe_budget: Share = Field(
+        0.02, description="share of the engine's capacity that probes may take; 0: no probes"
+    )
+    probe_tolerance: Share = Field(
+        0.03, description="accuracy that a variant may lose to the dense model and count as safe"
+    )
+    on_degraded: Literal["refuse", "fallback"] = Field(
+        "refuse", description="a degraded variant answers 409, or the next denser safe one answers"
+    )
+    auto_accuracy_drop: Share = Field(
+        0.01, description='loss that "sparsity": "auto" takes on an idle server; probe_tolerance on a full one'
+    )
+    shadow_share: Share = Field(
+        0.01, description="share of pruned answers that the dense variant scores as well; 0: none"
     )
 
 
@@ -154,19 +179,27 @@ class HttpSettings(BaseSettings):
     )
 
 
-class ServeSettings(HttpSettings, EngineSettings, VariantSettings, CommonSettings):
+class ServeSettings(HttpSettings, EngineSettings, JudgeSettings, VariantSettings, CommonSettings):
     """Serve a model at every configured sparsity."""
+
+    @property
+    def default_variant_sparsity(self) -> float:
+        """Of requests that do not say."""
+        return self.sparsities[0] if self.default_sparsity is None else self.default_sparsity
 
     @model_validator(mode="after")
     def _default_is_served(self) -> "ServeSettings":
-        if self.default_sparsity is not None and self.default_sparsity not in self.sparsities:
+        if self.default_variant_sparsity not in self.sparsities:
             served = ", ".join(map(str, self.sparsities))
             raise ValueError(f"default_sparsity {self.default_sparsity} is not among sparsities {served}")
-        default = self.sparsities[0] if self.default_sparsity is None else self.default_sparsity
-        if default > self.safe_sparsity and not self.allow_unsafe:
+        return self
+
+    @model_validator(mode="after")
+    def _tolerances_agree(self) -> "ServeSettings":
+        if self.auto_accuracy_drop > self.probe_tolerance:
             raise ValueError(
-                f"the default variant's sparsity {default} is beyond safe_sparsity {self.safe_sparsity}: "
-                "set allow_unsafe, raise safe_sparsity or serve a smaller sparsity"
+                f"auto_accuracy_drop {self.auto_accuracy_drop:g} is beyond probe_tolerance "
+                f"{self.probe_tolerance:g}, which probes hold variants to: lower the one or raise the other"
             )
         return self
 

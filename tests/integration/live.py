@@ -15,7 +15,8 @@ from pruning.checkpoint import Checkpoint, open_checkpoint
 from pruning.ranking import Ranking, rank
 from server.engine.engine import Engine
 from server.generation import Generations
-from server.serve import assemble, engine_config, load_variants
+from server.safety import SafeMargin
+from server.serve import LoadedModel, assemble, engine_config, load_variants
 from server.settings import ServeSettings
 from server.shutdown import GracefulServer
 from tests.tiny import tiny_checkpoint
@@ -67,12 +68,19 @@ def running(tiny: Tiny, **changes: Any) -> Iterator[Live]:
             "max_num_batched_tokens": 64,
             "max_body_bytes": 100_000,
             "port": 0,
+            "safe_sparsity": 0.2,
+            "probe_budget": 0.0,
+            "shadow_share": 0.0,
             **changes,
         }
     )
     config = engine_config(settings, tiny.checkpoint)
     engine, registry = load_variants(settings, tiny.checkpoint, tiny.ranking, "uniform", config)
-    app, generations = assemble(settings, tiny.checkpoint, engine, registry)
+    assert settings.safe_sparsity is not None
+    margin = SafeMargin(settings.safe_sparsity, "a test's")
+    app, generations = assemble(
+        settings, LoadedModel(tiny.checkpoint, tiny.ranking, margin, engine, registry)
+    )
     started = threading.Event()
     server = GracefulServer(
         uvicorn.Config(app, port=0, log_config=None, access_log=False, timeout_graceful_shutdown=5),

@@ -177,6 +177,7 @@ def test_a_second_signal_ends_it_at_once(
         (["--max-model-len", "1000000", "--kv-cache-gib", "2"], EXIT_FAILED, "max_model_len"),
         (["--device", "abacus"], EXIT_USAGE, "abacus"),
         (["--device", "meta"], EXIT_USAGE, "not supported"),
+        (["--sparsities", "0.3,0.5"], EXIT_USAGE, "0.3 is beyond the safe 0.2"),
         (["--score", "wanda", "--allocation", "global"], EXIT_USAGE, "use uniform"),
         (["--host", "host.invalid"], EXIT_USAGE, "cannot listen on host.invalid:0"),
     ],

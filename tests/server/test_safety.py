@@ -4,7 +4,13 @@ from pathlib import Path
 
 import pytest
 
-from server.safety import SafeSparsity, read_safe_sparsity, write_safe_sparsity
+from server.safety import (
+    UNMEASURED_SAFE_SPARSITY,
+    SafeSparsity,
+    read_safe_sparsity,
+    safe_margin,
+    write_safe_sparsity,
+)
 
 RANKING, OTHER = "a" * 64, "b" * 64
 FOUND = SafeSparsity(
@@ -41,3 +47,13 @@ def test_a_damaged_file_is_told_and_not_used(
     write_safe_sparsity(tmp_path, RANKING, "global", FOUND).write_bytes(content)
     assert read_safe_sparsity(tmp_path, RANKING, "global") is None
     assert "not used" in caplog.text
+
+
+def test_a_setting_wins_over_a_study_and_a_study_over_a_claim(tmp_path: Path) -> None:
+    unmeasured = safe_margin(None, tmp_path, RANKING, "global")
+    assert (unmeasured.sparsity, "not measured" in unmeasured.source) == (UNMEASURED_SAFE_SPARSITY, True)
+    write_safe_sparsity(tmp_path, RANKING, "global", FOUND)
+    studied = safe_margin(None, tmp_path, RANKING, "global")
+    assert studied.sparsity == FOUND.sparsity
+    assert all(word in studied.source for word in ("arithmetic", "500", "3 points", FOUND.measured_at))
+    assert safe_margin(0.0, tmp_path, RANKING, "global").sparsity == 0.0
