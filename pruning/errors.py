@@ -6,6 +6,7 @@ SecateurError
 ├── ProfileError                a profile that cannot be read or built
 │   └── StaleProfileError       ... because it was measured on something else
 ├── SparsityError               a sparsity that is none
+├── ExportError                 a checkpoint that cannot be written
 └── RequestError                (server/errors.py) what a client is told over HTTP
 """
 
@@ -32,3 +33,7 @@ class StaleProfileError(ProfileError):
 
 class SparsityError(SecateurError, ValueError):
     """A sparsity outside 0 <= s < 1."""
+
+
+class ExportError(SecateurError):
+    """A variant cannot be written where it was asked for."""

@@ -1,6 +1,6 @@
 """Cuts the MLPs of a loaded transformers model down to a variant's widths, physically.
 
-The reference that served variants, which are views, are compared with, and what exports are made of.
+The reference that served variants, which are views, and exports are compared with.
 """
 
 from collections.abc import Sequence
@@ -24,14 +24,7 @@ def slice_model(model: PreTrainedModel, ranking: Ranking, widths: Sequence[int])
         ProfileError: the ranking is of another model, or the widths do not fit it.
     """
     layers = mlps(model)
-    shape = (len(layers), layers[0].down_proj.in_features)
-    if tuple(ranking.permutation.shape) != shape:
-        raise ProfileError(
-            f"the ranking orders {list(ranking.permutation.shape)} [layers, neurons], but the model has "
-            f"{list(shape)}; rank a profile of this model"
-        )
-    if len(widths) != shape[0] or not all(1 <= width <= shape[1] for width in widths):
-        raise ProfileError(f"the widths are {list(widths)}; {shape[0]} from 1 to {shape[1]} fit the model")
+    check_fit(ranking, widths, len(layers), layers[0].down_proj.in_features)
     for mlp, permutation, width in zip(layers, ranking.permutation, widths, strict=True):
         kept = permutation[:width].to(mlp.down_proj.weight.device)
         mlp.gate_proj = _linear(mlp.gate_proj.weight[kept])
@@ -41,6 +34,20 @@ def slice_model(model: PreTrainedModel, ranking: Ranking, widths: Sequence[int])
     if len(set(widths)) == 1:
         model.config.intermediate_size = widths[0]
     return model
+
+
+def check_fit(ranking: Ranking, widths: Sequence[int], num_layers: int, num_neurons: int) -> None:
+    """Raises ProfileError unless ranking and widths are of a model with that many layers and neurons each."""
+    shape = (num_layers, num_neurons)
+    if tuple(ranking.permutation.shape) != shape:
+        raise ProfileError(
+            f"the ranking orders {list(ranking.permutation.shape)} [layers, neurons], but the model has "
+            f"{list(shape)}; rank a profile of this model"
+        )
+    if len(widths) != num_layers or not all(1 <= width <= num_neurons for width in widths):
+        raise ProfileError(
+            f"the widths are {list(widths)}; {num_layers} from 1 to {num_neurons} fit the model"
+        )
 
 
 def _linear(weight: Tensor) -> nn.Linear:

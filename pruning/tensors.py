@@ -26,13 +26,22 @@ class TensorReader:
     has to live on, or be written to, after the reader is closed.
     """
 
-    def __init__(self, path: Path, handles: Mapping[str, Any]) -> None:
+    def __init__(self, path: Path, shards: Mapping[str, Any]) -> None:
         self._path = path
-        self._handles = handles  # tensor name -> safe_open of its shard
+        self._shards = shards  # file name -> its safe_open
+        self._handles = {name: shard for shard in shards.values() for name in shard.keys()}  # noqa: SIM118
 
     @property
     def names(self) -> frozenset[str]:
         return frozenset(self._handles)
+
+    @property
+    def files(self) -> dict[str, list[str]]:
+        """The names of the tensors in each file, by the file's name."""
+        return {
+            file: [name for name in shard.keys() if self._handles[name] is shard]  # noqa: SIM118
+            for file, shard in self._shards.items()
+        }
 
     def shape(self, name: str) -> tuple[int, ...]:
         return tuple(self._handle(name).get_slice(name).get_shape())
@@ -75,8 +84,7 @@ def open_tensors(path: Path) -> Iterator[TensorReader]:
         ModelError: no safetensors, a missing or damaged shard, or a tensor that is not in its shard.
     """
     with ExitStack() as stack:
-        shards = [stack.enter_context(_open(file)) for file in shard_files(path)]
-        yield TensorReader(path, {name: shard for shard in shards for name in shard.keys()})  # noqa: SIM118
+        yield TensorReader(path, {file.name: stack.enter_context(_open(file)) for file in shard_files(path)})
 
 
 def shard_files(path: Path) -> list[Path]:

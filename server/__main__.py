@@ -8,7 +8,14 @@ from collections.abc import Sequence
 
 from pruning.errors import SecateurError
 from server.cli import parse_arguments
-from server.settings import CommonSettings, ProfileSettings, ServeSettings, SettingsError, unknown_variables
+from server.settings import (
+    CommonSettings,
+    ExportSettings,
+    ProfileSettings,
+    ServeSettings,
+    SettingsError,
+    unknown_variables,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -41,6 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(settings: CommonSettings) -> None:
     import torch
 
+    from server.exporting import export
     from server.profiles import measure_profile
     from server.serve import serve
 
@@ -51,6 +59,9 @@ def _run(settings: CommonSettings) -> None:
     elif isinstance(settings, ProfileSettings):
         path, profile = measure_profile(settings)
         print(f"{path}\n  {profile.provenance.model_name}, {profile.provenance.task}, {profile.digest}")
+    elif isinstance(settings, ExportSettings):
+        out, num_bytes = export(settings)
+        print(f"{out}\n  {num_bytes:,} bytes of weights")
 
 
 if __name__ == "__main__":

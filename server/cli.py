@@ -14,13 +14,18 @@ from server import __version__
 from server.settings import (
     ENV_PREFIX,
     CommonSettings,
+    ExportSettings,
     ProfileSettings,
     ServeSettings,
     groups,
     load_settings,
 )
 
-COMMANDS: dict[str, type[CommonSettings]] = {"serve": ServeSettings, "profile": ProfileSettings}
+COMMANDS: dict[str, type[CommonSettings]] = {
+    "serve": ServeSettings,
+    "profile": ProfileSettings,
+    "export": ExportSettings,
+}
 
 
 def parse_arguments(argv: Sequence[str]) -> CommonSettings:
@@ -41,7 +46,7 @@ def flag(name: str) -> str:
 def default_text(field: FieldInfo) -> str:
     """A default as one would write it on the command line, "" for none."""
     default = field.default
-    if default is None or default == ():
+    if field.is_required() or default is None or default == ():
         return ""
     if isinstance(default, bool):
         return "on" if default else "off"

@@ -13,8 +13,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from pruning.checkpoint import Checkpoint, default_cache_dir
-from pruning.ranking import Ranking, rank
-from pruning.scores import SCORES
+from pruning.ranking import Ranking
 from pruning.widths import Allocation, exact_sparsity, widths_at
 from server import __version__
 from server.app import build_app
@@ -26,6 +25,7 @@ from server.generation import Generations
 from server.metrics import Metrics, StateCollector
 from server.policy import VariantPolicy
 from server.profiles import open_model, profile_for_serving
+from server.rankings import allocation_of, ranking_of
 from server.safety import SafeMargin, safe_margin
 from server.settings import ServeSettings, SettingsError
 from server.shutdown import FLUSH_SECONDS, GracefulServer
@@ -74,15 +74,9 @@ def load_model(settings: ServeSettings, checkpoint: Checkpoint) -> LoadedModel:
     Raises:
         SecateurError: as `serve`.
     """
-    allocation = _allocation(settings)
+    allocation = allocation_of(settings)
     config = engine_config(settings, checkpoint)
-    profile = profile_for_serving(settings, checkpoint)
-    ranking = rank(
-        SCORES[settings.score].compute(profile),
-        score=settings.score,
-        profile_digest=profile.digest,
-        order=settings.order,
-    )
+    ranking = ranking_of(settings, profile_for_serving(settings, checkpoint))
     cache_dir = settings.cache_dir or default_cache_dir()
     margin = safe_margin(settings.safe_sparsity, cache_dir, ranking.digest, allocation)
     _check_default(settings, margin)
@@ -177,18 +171,6 @@ def _bind(host: str, port: int) -> socket.socket:
             f"cannot listen on {host}:{port} ({error}): choose another --host or --port"
         ) from error
     return listener
-
-
-def _allocation(settings: ServeSettings) -> Allocation:
-    score = SCORES[settings.score]
-    if settings.allocation == "auto":
-        return score.default_allocation
-    if settings.allocation == "global" and not score.comparable_across_layers:
-        raise SettingsError(
-            f"allocation global weighs neurons of different layers against each other, which the score "
-            f"{score.name} does not allow: use uniform, or another score"
-        )
-    return settings.allocation
 
 
 def _check_default(settings: ServeSettings, margin: SafeMargin) -> None:

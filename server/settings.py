@@ -68,7 +68,7 @@ class CommonSettings(BaseSettings):
     cache_dir: Path | None = Field(None, description="where profiles are kept; default: ~/.cache/secateur")
     device: str = Field("auto", description="cpu, cuda, cuda:1 ...; auto takes CUDA where there is one")
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = Field(
-        "auto", description="of weights and KV; auto: bfloat16, and float32 to measure on the CPU"
+        "auto", description="of weights and KV; auto: bfloat16, measuring on the CPU float32, exporting as it is"
     )
     threads: int | None = Field(
         None, ge=1, description="threads of one operation on the CPU; default: torch's"
@@ -85,6 +85,23 @@ class CommonSettings(BaseSettings):
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         return init_settings, env_settings, _YamlSource(settings_cls)
+
+
+class RankingSettings(CommonSettings):
+    """Which neurons go first"""
+
+    profile: Path | None = Field(
+        None, description="profile of the model; default: the cached one, measured on first use"
+    )
+    score: Literal["taylor2", "wanda", "selectivity", "magnitude", "random"] = Field(
+        "taylor2", description="what makes a neuron important"
+    )
+    order: Literal["forward", "reverse"] = Field(
+        "forward", description="reverse removes the most important first, for experiments"
+    )
+    allocation: Literal["auto", "uniform", "global"] = Field(
+        "auto", description="one width for all layers, or one order of all neurons; auto: as the score allows"
+    )
 
 
 class VariantSettings(BaseSettings):
@@ -106,19 +123,6 @@ class VariantSettings(BaseSettings):
         "for this model, else 0.2",
     )
     allow_unsafe: bool = Field(False, description="serve sparsities beyond safe_sparsity to everyone")
-    profile: Path | None = Field(
-        None, description="profile of the model; default: the cached one, measured on first use"
-    )
-    score: Literal["taylor2", "wanda", "selectivity", "magnitude", "random"] = Field(
-        "taylor2", description="what makes a neuron important"
-    )
-    order: Literal["forward", "reverse"] = Field(
-        "forward", description="reverse removes the most important first, for experiments"
-    )
-    allocation: Literal["auto", "uniform", "global"] = Field(
-        "auto", description="one width for all layers, or one order of all neurons; auto: as the score allows"
-    )
-
 
 class JudgeSettings(BaseSettings):
     """What is measured while serving, and what follows from it"""
@@ -179,7 +183,7 @@ class HttpSettings(BaseSettings):
     )
 
 
-class ServeSettings(HttpSettings, EngineSettings, JudgeSettings, VariantSettings, CommonSettings):
+class ServeSettings(HttpSettings, EngineSettings, JudgeSettings, VariantSettings, RankingSettings):
     """Serve a model at every configured sparsity."""
 
     @property
@@ -220,6 +224,18 @@ class CalibrationSettings(BaseSettings):
 
 class ProfileSettings(CalibrationSettings, CommonSettings):
     """Measure what every neuron does on a task, and keep it."""
+
+
+class VariantExportSettings(BaseSettings):
+    """The checkpoint"""
+
+    sparsity: Sparsity = Field(description="share of MLP neurons to leave out")
+    out: Path = Field(description="directory to write; empty, or not there yet")
+    uniform: bool = Field(False, description="one width for all layers, whatever allocation says")
+
+
+class ExportSettings(VariantExportSettings, RankingSettings):
+    """Write one variant as a stock checkpoint that other engines load."""
 
 
 Settings = TypeVar("Settings", bound=CommonSettings)
@@ -284,7 +300,8 @@ class _YamlSource(PydanticBaseSettingsSource):
 
 
 def _known_names() -> set[str]:
-    return set(ServeSettings.model_fields) | set(ProfileSettings.model_fields)
+    kinds = (ServeSettings, ProfileSettings, ExportSettings)
+    return {name for kind in kinds for name in kind.model_fields}
 
 
 def _nearest(name: str, known: Iterable[str]) -> str:

@@ -13,9 +13,10 @@ from pruning.scores import SCORES
 from pruning.widths import Allocation
 from server import __version__
 from server.__main__ import EXIT_USAGE, main
-from server.cli import default_text, flag, parse_arguments
+from server.cli import COMMANDS, default_text, flag, parse_arguments
 from server.settings import (
     ENV_PREFIX,
+    ExportSettings,
     ProfileSettings,
     ServeSettings,
     SettingsError,
@@ -114,12 +115,19 @@ def test_a_file_that_is_no_configuration_is_refused(tmp_path: Path, content: str
         serve_settings("--config", str(file))
 
 
-def test_one_file_serves_both_commands(tmp_path: Path) -> None:
+def test_one_file_serves_all_commands(tmp_path: Path) -> None:
     file = tmp_path / "secateur.yaml"
-    file.write_text("model: somewhere\nport: 1\nnum_prompts: 7\n")
+    file.write_text("model: somewhere\nport: 1\nnum_prompts: 7\norder: reverse\nsparsity: 0.3\n")
     assert load_settings(ServeSettings, {"config": file}).port == 1
     profile = load_settings(ProfileSettings, {"config": file})
     assert (profile.num_prompts, profile.model) == (7, "somewhere")
+    export = load_settings(ExportSettings, {"config": file, "out": tmp_path})
+    assert (export.order, export.sparsity) == ("reverse", 0.3)
+
+
+def test_an_export_needs_a_sparsity_and_a_place() -> None:
+    with pytest.raises(SettingsError, match=r"sparsity: Field required\nout: Field required"):
+        load_settings(ExportSettings, {})
 
 
 def test_unknown_variables_are_named_with_the_nearest() -> None:
@@ -143,7 +151,7 @@ def test_the_choices_are_those_of_the_pruning_package() -> None:
 def test_the_docs_list_every_setting_and_no_other() -> None:
     documented = set(re.findall(r"^\| `--.*$", DOCS.read_text(), flags=re.MULTILINE))
     expected = set()
-    for kind in (ServeSettings, ProfileSettings):
+    for kind in COMMANDS.values():
         for fields in groups(kind).values():
             for name, field in fields.items():
                 default = f"`{default_text(field)}`" if default_text(field) else "–"  # noqa: RUF001
@@ -152,13 +160,12 @@ def test_the_docs_list_every_setting_and_no_other() -> None:
     assert documented == expected
 
 
-@pytest.mark.parametrize("command", ["serve", "profile"])
+@pytest.mark.parametrize("command", COMMANDS)
 def test_help_teaches_every_flag_and_its_default(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="0"):
         main([command, "--help"])
     shown = " ".join(capsys.readouterr().out.split())
-    kind = {"serve": ServeSettings, "profile": ProfileSettings}[command]
-    for fields in groups(kind).values():
+    for fields in groups(COMMANDS[command]).values():
         for name, field in fields.items():
             default = f" [{default_text(field)}]" if default_text(field) else ""
             assert flag(name) in shown
