@@ -5,6 +5,7 @@ Pure functions of a profile. Higher is more useful; ranking.py sorts, widths.py 
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from types import MappingProxyType
 
 import torch
@@ -84,8 +85,12 @@ def magnitude(profile: SelectivityProfile) -> Tensor:
 
 def random(profile: SelectivityProfile) -> Tensor:
     """Uniform in [0, 1), drawn with the profile's seed: the control that a score has to beat."""
-    generator = torch.Generator().manual_seed(profile.provenance.seed)
-    return torch.rand(profile.down_norm.shape, generator=generator, dtype=torch.float64)
+    return _uniform(profile, profile.provenance.seed)
+
+
+def random_score(seed: int) -> Score:
+    """The same control drawn with `seed`, which its name tells, and so every ranking's digest."""
+    return Score(f"random-{seed}", partial(_uniform, seed=seed), comparable_across_layers=False)
 
 
 SCORES: Mapping[str, Score] = MappingProxyType(
@@ -101,6 +106,11 @@ SCORES: Mapping[str, Score] = MappingProxyType(
     }
 )
 DEFAULT_SCORE = "taylor2"
+
+
+def _uniform(profile: SelectivityProfile, seed: int) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.rand(profile.down_norm.shape, generator=generator, dtype=torch.float64)
 
 
 def _mean_square(moments: TokenMoments, profile: SelectivityProfile) -> Tensor:

@@ -5,7 +5,7 @@ import torch
 
 from pruning.errors import ProfileError
 from pruning.profile import PromptMoments, TokenMoments
-from pruning.scores import DEFAULT_SCORE, SCORES
+from pruning.scores import DEFAULT_SCORE, SCORES, random_score
 from tests.pruning.tiny_profiles import SHAPE, matrix, tiny_profile, tiny_provenance
 
 ZEROS = torch.zeros(SHAPE, dtype=torch.float64)
@@ -62,6 +62,14 @@ def test_random_depends_on_the_seed_alone() -> None:
     assert torch.equal(first, random(tiny_profile(taylor_sq_sum=matrix(6, 5, 4, 3, 2, 1))))
     assert not torch.equal(first, random(tiny_profile(provenance=tiny_provenance(seed=1))))
     assert len(set(first.flatten().tolist())) == 6
+
+
+def test_a_random_score_can_be_drawn_with_a_seed_of_its_own() -> None:
+    profile = tiny_profile(provenance=tiny_provenance(seed=7))
+
+    assert torch.equal(random_score(7).compute(profile), SCORES["random"].compute(profile))
+    assert not torch.equal(random_score(42).compute(profile), random_score(33).compute(profile))
+    assert random_score(42).name == "random-42"
 
 
 @pytest.mark.parametrize("name", SCORES)
