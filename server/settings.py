@@ -68,7 +68,8 @@ class CommonSettings(BaseSettings):
     cache_dir: Path | None = Field(None, description="where profiles are kept; default: ~/.cache/secateur")
     device: str = Field("auto", description="cpu, cuda, cuda:1 ...; auto takes CUDA where there is one")
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = Field(
-        "auto", description="of weights and KV; auto: bfloat16, measuring on the CPU float32, exporting as it is"
+        "auto",
+        description="of weights and KV; auto: bfloat16, measuring on the CPU float32, exporting as it is",
     )
     threads: int | None = Field(
         None, ge=1, description="threads of one operation on the CPU; default: torch's"
@@ -124,6 +125,7 @@ class VariantSettings(BaseSettings):
     )
     allow_unsafe: bool = Field(False, description="serve sparsities beyond safe_sparsity to everyone")
 
+
 class JudgeSettings(BaseSettings):
     """What is measured while serving, and what follows from it"""
 
@@ -137,7 +139,8 @@ class JudgeSettings(BaseSettings):
         "refuse", description="a degraded variant answers 409, or the next denser safe one answers"
     )
     auto_accuracy_drop: Share = Field(
-        0.01, description='loss that "sparsity": "auto" takes on an idle server; probe_tolerance on a full one'
+        0.01,
+        description='loss that "sparsity": "auto" takes on an idle server; probe_tolerance on a full one',
     )
     shadow_share: Share = Field(
         0.01, description="share of pruned answers that the dense variant scores as well; 0: none"
