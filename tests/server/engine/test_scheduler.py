@@ -1,15 +1,26 @@
 """The scheduler alone: random sequences of arrivals, steps and aborts; no model."""
 
 import dataclasses
+from contextlib import ExitStack
+from unittest import mock
 
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
+from server.engine import scheduler as scheduler_module
 from server.engine.config import EngineConfig
 from server.engine.kv_cache import BlockPool
-from server.engine.request import FinishReason, Request, SamplingParams
-from server.engine.scheduler import Scheduler
+from server.engine.request import (
+    BACKGROUND,
+    FinishReason,
+    Request,
+    SamplingParams,
+    ScoringParams,
+    TokenLogprobs,
+)
+from server.engine.scheduler import Scheduler, SchedulerOutput
 from server.engine.variant import Variant
 
 EOS = 7
@@ -33,30 +44,74 @@ def scheduler_and_pool(num_blocks: int = 10, **limits) -> tuple[Scheduler, Block
     return Scheduler(config, pool, frozenset([EOS])), pool
 
 
-def request(name: str, length: int, max_tokens: int = 4, variant: int = 0, **sampling) -> Request:
+# Of a size that matters to steps of 16 tokens.
+LIMITS = {
+    "MAX_SCORED_ROWS": 5,
+    "MAX_BACKGROUND_TOKENS_BESIDE_USERS": 4,
+    "MAX_BACKGROUND_TOKENS_ALONE": 8,
+}
+
+
+@pytest.fixture
+def small_limits(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in LIMITS.items():
+        monkeypatch.setattr(scheduler_module, name, value)
+
+
+def request(
+    name: str,
+    length: int,
+    max_tokens: int = 4,
+    variant: int = 0,
+    priority: int = 0,
+    start: int | None = None,
+    **sampling,
+) -> Request:
+    """`start`: of scoring, None for none."""
     params = SamplingParams(max_tokens=max_tokens, **sampling)
-    return Request(name, [1] * length, VARIANTS[variant], params)
+    scoring = None if start is None else ScoringParams(start)
+    return Request(name, [1] * length, VARIANTS[variant], params, priority=priority, scoring=scoring)
+
+
+def compute(
+    scheduler: Scheduler, output: SchedulerOutput, token: int = 1
+) -> list[tuple[Request, int | None, FinishReason | None]]:
+    """What the model runner would do, without a model: every token is `token`; a score tells its row."""
+    sampled = {item.request.request_id: token for item in output.scheduled if item.samples}
+    scored = {
+        item.request.request_id: [TokenLogprobs(row, 0.0, ()) for row in item.rows_to_score]
+        for item in output.scheduled
+    }
+    return scheduler.update(output, sampled, scored)
 
 
 def step(scheduler: Scheduler, token: int = 1) -> list[tuple[str, FinishReason | None]]:
-    output = scheduler.schedule()
-    sampled = {item.request.request_id: token for item in output.scheduled if item.samples}
-    return [(r.request_id, reason) for r, _, reason in scheduler.update(output, sampled, {})]
+    return [(r.request_id, reason) for r, _, reason in compute(scheduler, scheduler.schedule(), token)]
 
 
 class SchedulerMachine(RuleBasedStateMachine):
-    """Whatever comes, every request gets exactly its tokens, in a pool too small for all of them."""
+    """Whatever comes, every request gets exactly its tokens and scores, in a pool too small for all."""
 
     def __init__(self) -> None:
         super().__init__()
+        self.limits = ExitStack()
+        for name, value in LIMITS.items():
+            self.limits.enter_context(mock.patch.object(scheduler_module, name, value))
         self.scheduler, self.pool = scheduler_and_pool()
         self.count = 0
         self.live: dict[str, Request] = {}
 
-    @rule(length=st.integers(1, 30), max_tokens=st.integers(1, 10), variant=st.integers(0, 1))
-    def arrive(self, length: int, max_tokens: int, variant: int) -> None:
+    @rule(
+        length=st.integers(1, 30),
+        max_tokens=st.integers(0, 10),
+        variant=st.integers(0, 1),
+        priority=st.integers(0, 1),
+        start=st.none() | st.integers(1, 30),
+    )
+    def arrive(self, length: int, max_tokens: int, variant: int, priority: int, start: int | None) -> None:
         self.count += 1
-        new = request(str(self.count), length, max_tokens, variant)
+        start = None if start is None else min(start, length)
+        new = request(str(self.count), length, max_tokens, variant, priority, start)
         self.live[new.request_id] = new
         self.scheduler.add(new)
 
@@ -67,6 +122,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         output = self.scheduler.schedule()
         assert output.scheduled, "requests are unfinished, but nothing is computed"
         assert sum(item.num_tokens for item in output.scheduled) <= CONFIG.max_num_batched_tokens
+        assert sum(len(item.rows_to_score) for item in output.scheduled) <= LIMITS["MAX_SCORED_ROWS"]
         assert len(self.scheduler.running) <= CONFIG.max_num_seqs
         names = [item.request.request_id for item in output.scheduled]
         assert len(set(names)) == len(names)
@@ -77,9 +133,12 @@ class SchedulerMachine(RuleBasedStateMachine):
             assert reached <= r.num_tokens
             assert len(r.block_table) == self.pool.blocks_for(reached)
             assert r.num_computed_tokens in (computed[r.request_id], r.num_computed_tokens)
-        sampled = {item.request.request_id: 1 for item in output.scheduled if item.samples}
-        for r, _, reason in self.scheduler.update(output, sampled, {}):
+        for r, token, reason in compute(self.scheduler, output):
+            assert (token is None) == (r.sampling.max_tokens == 0)
             assert (reason is FinishReason.LENGTH) == (len(r.output_token_ids) == r.sampling.max_tokens)
+            if r.scoring is not None:
+                rows = [score.token_id for score in r.scored]
+                assert rows == list(range(r.scoring.start - 1, len(r.prompt_token_ids) - 1))
             if reason is not None:
                 assert r.block_table == []
                 del self.live[r.request_id]
@@ -96,6 +155,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         assert self.pool.num_free == self.pool.num_blocks - len(held)
         assert all(r.block_table == [] for r in self.scheduler.waiting)
         assert {r.request_id for r in [*running, *self.scheduler.waiting]} == set(self.live)
+        assert self.scheduler.num_background == sum(r.is_background for r in self.live.values())
 
     @invariant()
     def only_equal_prefixes_of_equal_variants_share(self) -> None:
@@ -105,12 +165,94 @@ class SchedulerMachine(RuleBasedStateMachine):
                 assert owners.setdefault(block, (r.variant, index)) == (r.variant, index)
 
     def teardown(self) -> None:
-        for _ in range(2000):
-            if not self.live:
-                break
-            self.step()
-        assert not self.live
-        assert self.pool.num_free == self.pool.num_blocks
+        with self.limits:
+            for _ in range(2000):
+                if not self.live:
+                    break
+                self.step()
+            assert not self.live
+            assert self.pool.num_free == self.pool.num_blocks
+
+
+class PriorityMachine(RuleBasedStateMachine):
+    """Users are given in every step what they are given where there is no background.
+
+    Without the prefix cache: what one finds there depends on what others left.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.limits = ExitStack()
+        for name, value in LIMITS.items():
+            self.limits.enter_context(mock.patch.object(scheduler_module, name, value))
+        self.mixed, self.mixed_pool = scheduler_and_pool(enable_prefix_caching=False)
+        self.alone, _ = scheduler_and_pool(enable_prefix_caching=False)
+        self.count = 0
+        self.live: dict[str, tuple[Request, ...]] = {}
+
+    @rule(length=st.integers(1, 30), max_tokens=st.integers(0, 10), start=st.none() | st.just(1))
+    def user(self, length: int, max_tokens: int, start: int | None) -> None:
+        self.count += 1
+        name = f"u{self.count}"
+        twins = tuple(request(name, length, max_tokens, start=start) for _ in range(2))
+        for scheduler, twin in zip((self.mixed, self.alone), twins, strict=True):
+            scheduler.add(twin)
+        self.live[name] = twins
+
+    @rule(length=st.integers(1, 30), max_tokens=st.integers(0, 10), start=st.none() | st.just(1))
+    def background(self, length: int, max_tokens: int, start: int | None) -> None:
+        self.count += 1
+        new = request(f"b{self.count}", length, max_tokens, priority=BACKGROUND, start=start)
+        self.mixed.add(new)
+        self.live[new.request_id] = (new,)
+
+    @precondition(lambda self: self.live)
+    @rule(data=st.data())
+    def abort(self, data: st.DataObject) -> None:
+        for scheduler, twin in zip(
+            (self.mixed, self.alone),
+            self.live.pop(data.draw(st.sampled_from(sorted(self.live)))),
+            strict=False,
+        ):
+            scheduler.abort(twin)
+
+    @precondition(lambda self: self.live)
+    @rule()
+    def step(self) -> None:
+        waited = self.mixed.num_waiting_users
+        ran = {r.request_id for r in self.mixed.running}
+        output = self.mixed.schedule()
+        given = [
+            (item.request.request_id, item.num_tokens)
+            for item in output.scheduled
+            if not item.request.is_background
+        ]
+        background = [item for item in output.scheduled if item.request.is_background]
+        most = "BESIDE_USERS" if given else "ALONE"
+        assert sum(item.num_tokens for item in background) <= LIMITS[f"MAX_BACKGROUND_TOKENS_{most}"]
+        if waited and self.mixed.num_waiting_users:
+            assert {item.request.request_id for item in background} <= ran, "let in while a user waits"
+        if self.alone.num_unfinished:
+            expected = self.alone.schedule()
+            assert given == [(item.request.request_id, item.num_tokens) for item in expected.scheduled]
+            assert output.preemptions == expected.preemptions
+            compute(self.alone, expected)
+        for r, _, reason in compute(self.mixed, output):
+            if reason is not None:
+                del self.live[r.request_id]
+
+    def teardown(self) -> None:
+        with self.limits:
+            for _ in range(2000):
+                if not self.live:
+                    break
+                self.step()
+            assert not self.live
+            assert self.mixed_pool.num_free == self.mixed_pool.num_blocks
+
+
+TestPriority = PriorityMachine.TestCase
+TestPriority.settings = settings(stateful_step_count=40)
 
 
 TestScheduler = SchedulerMachine.TestCase
@@ -161,3 +303,57 @@ def test_end_of_sequence_and_stop_tokens() -> None:
     assert reason_for(3) is None
     assert reason_for(3, stop_token_ids=frozenset([3])) is FinishReason.STOP
     assert reason_for(EOS, ignore_eos=True, stop_token_ids=frozenset([EOS])) is FinishReason.STOP
+
+
+def test_a_user_takes_the_seat_of_the_background_request_that_came_last() -> None:
+    scheduler, _ = scheduler_and_pool(num_blocks=20, max_num_seqs=2)
+    for name in ("b1", "b2"):
+        scheduler.add(request(name, 4, max_tokens=10, priority=BACKGROUND))
+    assert [name for name, _ in step(scheduler)] == ["b1", "b2"]
+    scheduler.add(request("user", 4, max_tokens=2))
+    assert [name for name, _ in step(scheduler)] == ["user", "b1"]
+    assert [r.request_id for r in scheduler.waiting] == ["b2"]
+    assert [name for name, _ in step(scheduler)] == ["user", "b1"]  # its last
+    assert [name for name, _ in step(scheduler)] == ["b1", "b2"]  # b2 goes on with what it had
+    assert [len(r.output_token_ids) for r in scheduler.running] == [4, 2]
+
+
+def test_background_gives_its_blocks_to_a_user_that_grows() -> None:
+    scheduler, _ = scheduler_and_pool(num_blocks=4, enable_prefix_caching=False)
+    scheduler.add(request("user", 8, 8))
+    scheduler.add(request("background", 7, 8, priority=BACKGROUND))
+    step(scheduler)
+    output = scheduler.schedule()  # all four blocks are held, and the user needs a third
+    assert [item.request.request_id for item in output.scheduled] == ["user"]
+    assert output.preemptions == 0  # of users
+    assert [r.request_id for r in scheduler.waiting] == ["background"]
+
+
+def test_scored_rows_are_computed_and_only_those(small_limits: None) -> None:
+    """A prefix in the cache serves up to the first row that is scored; a chunk ends where rows run out."""
+    scheduler, _ = scheduler_and_pool(num_blocks=40)
+    scheduler.add(request("first", 24, max_tokens=0))
+    while scheduler.num_unfinished:
+        step(scheduler)
+    scoring = request("scoring", 24, max_tokens=0, start=14)
+    scheduler.add(scoring)
+    chunks = []
+    while scheduler.num_unfinished:
+        output = scheduler.schedule()
+        [item] = output.scheduled
+        chunks.append((scoring.num_computed_tokens, item.num_tokens, item.rows_to_score))
+        compute(scheduler, output)
+    assert chunks == [(12, 6, range(13, 18)), (18, 6, range(18, 23))]
+
+
+def test_scores_survive_a_preemption(small_limits: None) -> None:
+    scheduler, _ = scheduler_and_pool(max_num_seqs=1)
+    scoring = request("scoring", 12, max_tokens=1, priority=BACKGROUND, start=1)
+    scheduler.add(scoring)
+    step(scheduler)
+    assert [score.token_id for score in scoring.scored] == [0, 1, 2, 3, 4]
+    scheduler.add(request("user", 2, max_tokens=1))
+    while scheduler.num_unfinished:
+        step(scheduler)
+    assert [score.token_id for score in scoring.scored] == list(range(11))
+    assert scoring.output_token_ids == [1]
