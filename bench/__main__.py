@@ -1,86 +1,154 @@
-"""`python -m bench`: starts a server (or takes one that runs), measures W1 to W4, prints JSON."""
+"""`python -m bench`: starts a server and measures it alone: W1 to W4, what pruning brings, what it holds."""
 
 import argparse
 import asyncio
-import contextlib
 import json
 import shlex
 import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import httpx
 from tokenizers import Tokenizer
 
-from bench.client import BenchError, Client
-from bench.environment import MemoryWatch, provenance, served
-from bench.measure import measure
+from bench import measure
+from bench.client import BenchError
+from bench.compare import Cell, Contender, compare, contender
+from bench.costs import Geometry
+from bench.environment import provenance
+from bench.gateway import sample, watched
+from bench.servers import Launch, Server, running, secateur
 from bench.workloads import CONCURRENCY, Workloads
 
-DEFAULT_MODEL = "~/.cache/reference-models/coder-0.5b"
+DEFAULT_MODEL = Path("~/.cache/reference-models/coder-0.5b")
+MIXED = (0.0, 0.1, 0.2, 0.35)  # of W4
+PRUNED = (0.1, 0.2, 0.3, 0.4, 0.5)  # W1 and W2 at each, beside the dense model
+ADDED = tuple(round(0.01 + 0.02 * i, 2) for i in range(20))  # variants that come and go
+STARTS = 3
+LOGS = Path("~/.cache/secateur/bench-logs").expanduser()
 
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m bench",
-        description="Measure W1 (one stream), W2 (32 at once), W3 (long prompt), W4 (mixed sparsities).",
+    parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
+    parser.add_argument("--model", type=Path, default=DEFAULT_MODEL, help="directory (default: %(default)s)")
+    parser.add_argument(
+        "--task", default="arithmetic", help="whose profile ranks the neurons (default: %(default)s)"
     )
-    parser.add_argument("--model", default=DEFAULT_MODEL, help="checkpoint directory (default: %(default)s)")
-    parser.add_argument("--url", help="measure a server that runs already instead of starting one")
-    parser.add_argument("--name", help="the model's name there (default: the directory's)")
-    parser.add_argument("--work", default="1,2,3,4", help="workloads to run (default: %(default)s)")
-    parser.add_argument("--rounds", type=int, default=5, help="rounds of each (default: %(default)s)")
-    parser.add_argument("--sparsities", default="0,0.1,0.2,0.35", help="of W4 (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="of the numbers that make prompts differ")
     parser.add_argument("--serve", default="", help='more options of `secateur serve`, e.g. "--score wanda"')
+    parser.add_argument("--rounds", type=int, default=5, help="rounds of each (default: %(default)s)")
+    parser.add_argument("--only", default="", help="workloads whose name begins with this, such as W1")
+    parser.add_argument("--seed", type=int, default=0, help="of the numbers that make prompts differ")
     parser.add_argument("--out", type=Path, help="write the JSON here too")
     return parser.parse_args(argv)
 
 
-async def run(args: argparse.Namespace) -> dict[str, Any]:
-    """Everything that was measured, as JSON."""
-    directory = Path(args.model).expanduser()
-    tokenizer_file = directory / "tokenizer.json"
-    if not tokenizer_file.exists():
-        raise BenchError(f"{tokenizer_file} does not exist: --model must be a checkpoint directory")
-    sparsities = [float(s) for s in args.sparsities.split(",")]
-    work = [int(w) for w in args.work.split(",")]
-    options = ["--sparsities", args.sparsities, "--allow-unsafe"]
-    options += ["--max-num-seqs", str(CONCURRENCY), *shlex.split(args.serve)]
-    result: dict[str, Any] = {**provenance(), "model": directory.name, "seed": args.seed}
+async def run(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Everything that was measured, as JSON.
 
-    async with contextlib.AsyncExitStack() as stack:
-        watch = None
-        url = args.url
-        if url is None:
-            url, pid, ready_seconds = await stack.enter_async_context(
-                served(["--model", str(directory), *options])
-            )
-            result |= {"serve": shlex.join(options), "ready_seconds": ready_seconds}
-            watch = MemoryWatch(pid)
-            watching = asyncio.create_task(watch.run())
-            stack.callback(watching.cancel)
-        http = await stack.enter_async_context(httpx.AsyncClient(base_url=url, timeout=None))
-        workloads = Workloads(Tokenizer.from_file(str(tokenizer_file)), args.seed)
-        client = Client(http, args.name or directory.name)
-        result["figures"] = await measure(
-            client, workloads, work=work, rounds=args.rounds, sparsities=sparsities
-        )
-        if watch is not None:
-            result["peak_resident_bytes"] = watch.peak_bytes
+    Raises:
+        BenchError: there is no such checkpoint, or the server failed.
+    """
+    model = arguments.model.expanduser()
+    if not (model / "tokenizer.json").exists():
+        raise BenchError(f"{model}/tokenizer.json does not exist: --model must be a checkpoint directory")
+    options = ["--task", arguments.task, "--sparsities", ",".join(map(str, sorted({*MIXED, *PRUNED})))]
+    options += ["--allow-unsafe", "--max-num-seqs", str(CONCURRENCY), *shlex.split(arguments.serve)]
+    launch = secateur(model, options)
+    workloads = Workloads(Tokenizer.from_file(str(model / "tokenizer.json")), arguments.seed)
+    cells = {name: cell for name, cell in _cells().items() if name.startswith(arguments.only)}
+    result = {
+        **provenance(),
+        "model": model.name,
+        "geometry": asdict(Geometry.read(model)),
+        "seed": arguments.seed,
+        "ready_seconds": measure.summary([{"ready_seconds": await _start(launch)} for _ in range(STARTS)]),
+    }
+    async with contender("secateur", [launch], workloads, LOGS) as ours:
+        [server] = ours.servers
+        result["memory"] = {
+            "weight_bytes": await sample(server.url, "secateur_weight_bytes"),
+            "kv_bytes": await sample(server.url, "secateur_kv_bytes"),
+            "peak_bytes_when_ready": server.peak_bytes(),
+        }
+        await measure.warm_up(ours.clients, ours.workloads)
+        result |= await compare([ours], cells, arguments.rounds)
+        result["memory"]["peak_bytes"] = server.peak_bytes()
+        result["variants"] = await _variants(server)
+        result["adding"] = await _adding(server)
     return result
 
 
+def _cells() -> dict[str, Cell]:
+    dense: dict[str, Cell] = {
+        "W1": partial(_single_stream, 0.0),
+        "W2": partial(_batch, (0.0,)),
+        "W3": _prefill,
+    }
+    mixed: dict[str, Cell] = {"W4": partial(_batch, MIXED)}
+    streams: dict[str, Cell] = {f"W1 at {s}": partial(_single_stream, s) for s in PRUNED}
+    batches: dict[str, Cell] = {f"W2 at {s}": partial(_batch, (s,)) for s in PRUNED}
+    return {**dense, **mixed, **streams, **batches}
+
+
+async def _single_stream(sparsity: float, c: Contender) -> measure.Figures:
+    return await measure.single_stream(c.clients, c.workloads, (sparsity,))
+
+
+async def _batch(sparsities: Sequence[float], c: Contender) -> measure.Figures:
+    async def cell(c: Contender) -> measure.Figures:
+        return await measure.batch(c.clients, c.workloads, sparsities)
+
+    return await watched(c, cell)
+
+
+async def _prefill(c: Contender) -> measure.Figures:
+    return await measure.long_prompt(c.clients, c.workloads)
+
+
+async def _start(launch: Launch) -> float:
+    async with running(launch, LOGS) as server:
+        return server.ready_seconds
+
+
+async def _variants(server: Server) -> dict[str, float]:
+    """Sparsity asked for -> exact, of all that are served."""
+    async with httpx.AsyncClient(base_url=server.url) as http:
+        variants = (await http.get("/v1/variants")).json()["data"]
+    return {str(v["sparsity"]): v["exact_sparsity"] for v in variants}
+
+
+async def _adding(server: Server) -> dict[str, Any]:
+    """Seconds that adding a variant over HTTP takes, and what it takes of memory."""
+    seconds = []
+    weights = await sample(server.url, "secateur_weight_bytes")
+    resident = server.resident_bytes()
+    async with httpx.AsyncClient(base_url=server.url, timeout=None) as http:
+        await http.get("/ready")  # a connection that stands, as a client's would
+        for sparsity in ADDED:
+            start = time.monotonic()
+            (await http.post("/admin/variants", json={"sparsity": sparsity})).raise_for_status()
+            seconds.append(time.monotonic() - start)
+    return {
+        "seconds": measure.spread(seconds),
+        "weight_bytes": await sample(server.url, "secateur_weight_bytes") - weights,
+        "resident_bytes_each": (server.resident_bytes() - resident) / len(ADDED),
+    }
+
+
 def main() -> None:
-    args = parse_arguments()
+    arguments = parse_arguments()
     try:
-        result = asyncio.run(run(args))
+        result = asyncio.run(run(arguments))
     except BenchError as error:
         sys.exit(f"bench: {error}")
     text = json.dumps(result, indent=1)
-    if args.out:
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        args.out.write_text(text + "\n", encoding="utf-8")
+    if arguments.out:
+        arguments.out.parent.mkdir(parents=True, exist_ok=True)
+        arguments.out.write_text(text + "\n", encoding="utf-8")
     print(text)
 
 

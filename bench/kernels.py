@@ -18,6 +18,7 @@ import torch
 from torch.nn import functional as F
 
 from bench.environment import provenance
+from bench.limits import multiply_speed, read_speed
 from server.engine.kernels.decoder import PackedKV, layer_struct
 from server.engine.kernels.library import BatchStruct, ModelStruct, load_library, num_threads
 from server.engine.kernels.packing import PackedLayer, pack_gate_up, pack_matrix
@@ -162,8 +163,8 @@ def measure(works: Sequence[Work], rounds: int) -> list[dict[str, Any]]:
     seconds: dict[tuple[str, str], list[float]] = {}
     limits: dict[str, list[float]] = {"bytes_per_second": [], "flops_per_second": []}
     for _ in range(rounds):
-        limits["bytes_per_second"].append(_read_speed())
-        limits["flops_per_second"].append(_multiply_speed())
+        limits["bytes_per_second"].append(read_speed())
+        limits["flops_per_second"].append(multiply_speed())
         for work in works:
             for kind, function in (("ours", work.ours), ("torch", work.torchs)):
                 start = time.perf_counter()
@@ -187,24 +188,6 @@ def measure(works: Sequence[Work], rounds: int) -> list[dict[str, Any]]:
             }
         )
     return [{"limits": limits}, *results]
-
-
-def _read_speed() -> float:
-    """Bytes a second that all threads together read from memory, best of three: torch's sum of 512 MB."""
-    data = torch.ones(128 << 20)
-    return data.nbytes / min(_seconds(data.sum) for _ in range(3))
-
-
-def _multiply_speed() -> float:
-    """FLOPs a second of torch's largest bfloat16 products, best of three."""
-    a, b = torch.randn(2, 2048, 2048, dtype=torch.bfloat16)
-    return 2 * 2048**3 / min(_seconds(lambda: a @ b) for _ in range(3))
-
-
-def _seconds(function: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    function()
-    return time.perf_counter() - start
 
 
 def _matrix(outputs: int, inputs: int) -> torch.Tensor:

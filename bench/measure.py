@@ -1,58 +1,61 @@
-"""Runs the workloads and turns timings into figures, each with every round it came from."""
+"""One round of a workload on one or several servers, and what its timings say. Starts no server."""
 
 import asyncio
+import itertools
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
-
-from tqdm import tqdm
 
 from bench.client import Client, Timing
 from bench.workloads import Ask, Workloads
 
-Figures = dict[str, Any]
+Figures = dict[str, float]
 
 
-async def measure(
-    client: Client, workloads: Workloads, *, work: Sequence[int], rounds: int, sparsities: Sequence[float]
-) -> dict[str, Figures]:
-    """Figures of each workload in `work` (1 to 4), `rounds` rounds each, after a short warm-up."""
-    plans: dict[int, tuple[Callable[[], list[Ask]], Callable[[list[Timing]], Figures]]] = {
-        1: (lambda: [workloads.single()], _single_stream),
-        2: (workloads.batch, _batch),
-        3: (lambda: [workloads.long_prompt()], _prefill),
-        4: (lambda: workloads.batch(sparsities), _batch),
-    }
-    await _round(client, [Ask(ask.prompt, 8, {}) for ask in workloads.batch()[:3]])
-    results = {}
-    with tqdm(total=rounds * len(work), unit="round") as bar:
-        for number in work:
-            asks, figures = plans[number]
-            taken = []
-            for _ in range(rounds):
-                bar.set_description(f"W{number}")
-                taken.append(figures(await _round(client, asks())))
-                bar.update()
-            results[f"W{number}"] = _summary(taken)
-    return results
+async def run_round(clients: Sequence[Client], asks: Sequence[Ask]) -> list[Timing]:
+    """All of `asks` at once, dealt to `clients` in turn."""
+    dealt = zip(itertools.cycle(clients), asks)
+    return await asyncio.gather(*(c.complete(ask.prompt, ask.max_tokens, ask.fields) for c, ask in dealt))
 
 
-async def _round(client: Client, asks: Sequence[Ask]) -> list[Timing]:
-    return await asyncio.gather(*(client.complete(ask.prompt, ask.max_tokens, ask.fields) for ask in asks))
+async def warm_up(clients: Sequence[Client], workloads: Workloads) -> None:
+    """Each shape once, short: first use may compile or allocate."""
+    await run_round(clients, workloads.batch(new_tokens=8))
+    for client in clients:
+        await run_round([client], workloads.batch(count=1, new_tokens=8))
+        await run_round([client], [workloads.long_prompt()])
 
 
-def _single_stream(timings: list[Timing]) -> Figures:
-    [timing] = timings
+async def single_stream(
+    clients: Sequence[Client], workloads: Workloads, sparsities: Sequence[float] = ()
+) -> Figures:
+    """W1."""
+    return _stream_figures(*await run_round(clients, [workloads.single(sparsities)]))
+
+
+async def batch(clients: Sequence[Client], workloads: Workloads, sparsities: Sequence[float] = ()) -> Figures:
+    """W2; with sparsities, or clients of several servers, W4."""
+    return batch_figures(await run_round(clients, workloads.batch(sparsities)))
+
+
+async def long_prompt(clients: Sequence[Client], workloads: Workloads) -> Figures:
+    """W3."""
+    return prefill_figures(*await run_round(clients, [workloads.long_prompt()]))
+
+
+def _stream_figures(timing: Timing) -> Figures:
     gaps = timing.inter_token_seconds
     return {
         "decode_tokens_per_second": timing.decode_tokens_per_second,
         "ttft_seconds": timing.ttft_seconds,
-        "inter_token_p50_seconds": _quantile(gaps, 0.5),
-        "inter_token_p99_seconds": _quantile(gaps, 0.99),
+        "prompt_tokens": timing.prompt_tokens,
+        "inter_token_p50_seconds": quantile(gaps, 0.5),
+        "inter_token_p99_seconds": quantile(gaps, 0.99),
     }
 
 
-def _batch(timings: list[Timing]) -> Figures:
+def batch_figures(timings: Sequence[Timing]) -> Figures:
+    """Of requests that ran at once; the wall time is from the first one's start to the last one's end."""
     wall = max(t.last_token for t in timings) - min(t.start for t in timings)
     gaps = [gap for t in timings for gap in t.inter_token_seconds]
     ttft = [t.ttft_seconds for t in timings]
@@ -61,36 +64,34 @@ def _batch(timings: list[Timing]) -> Figures:
         "wall_seconds": wall,
         "output_tokens": sum(t.completion_tokens for t in timings),
         "prompt_tokens": sum(t.prompt_tokens for t in timings),
-        "ttft_p50_seconds": _quantile(ttft, 0.5),
-        "ttft_p95_seconds": _quantile(ttft, 0.95),
-        "inter_token_p50_seconds": _quantile(gaps, 0.5),
-        "inter_token_p99_seconds": _quantile(gaps, 0.99),
+        "ttft_p50_seconds": quantile(ttft, 0.5),
+        "ttft_p95_seconds": quantile(ttft, 0.95),
+        "inter_token_p50_seconds": quantile(gaps, 0.5),
+        "inter_token_p99_seconds": quantile(gaps, 0.99),
     }
 
 
-def _prefill(timings: list[Timing]) -> Figures:
-    [timing] = timings
+def prefill_figures(timing: Timing) -> Figures:
+    """Of one request: how fast its prompt was taken in, and how fast it went on after it."""
     return {
         "prefill_tokens_per_second": timing.prompt_tokens / timing.ttft_seconds,
+        "decode_tokens_per_second": timing.decode_tokens_per_second,
         "ttft_seconds": timing.ttft_seconds,
         "prompt_tokens": timing.prompt_tokens,
     }
 
 
-def _summary(rounds: list[Figures]) -> Figures:
+def summary(rounds: Sequence[Mapping[str, float]]) -> dict[str, Any]:
     """Median, minimum and maximum of each figure, and the rounds themselves."""
-    spread = {
-        name: {
-            "median": statistics.median(r[name] for r in rounds),
-            "min": min(r[name] for r in rounds),
-            "max": max(r[name] for r in rounds),
-        }
-        for name in rounds[0]
-    }
-    return {**spread, "rounds": rounds}
+    return {**{name: spread([r[name] for r in rounds]) for name in rounds[0]}, "rounds": list(rounds)}
 
 
-def _quantile(values: Sequence[float], q: float) -> float:
+def spread(values: Sequence[float]) -> dict[str, float]:
+    """Median, minimum and maximum."""
+    return {"median": statistics.median(values), "min": min(values), "max": max(values)}
+
+
+def quantile(values: Sequence[float], q: float) -> float:
     """By linear interpolation between order statistics."""
     ordered = sorted(values)
     position = (len(ordered) - 1) * q

@@ -40,33 +40,37 @@ class Workloads:
         self._random = random.Random(seed)
         self._problems = [problem["prompt"] for problem in read_problems().values()]
 
-    def single(self) -> Ask:
-        """W1."""
-        return Ask(self._chat(_code_question(self._problems[0])), NEW_TOKENS, {})
+    def single(self, sparsities: Sequence[float] = ()) -> Ask:
+        """W1; with a sparsity, at it."""
+        return self.batch(sparsities, count=1)[0]
 
-    def batch(self, sparsities: Sequence[float] = ()) -> list[Ask]:
-        """W2, or with `sparsities` W4."""
+    def batch(
+        self, sparsities: Sequence[float] = (), count: int = CONCURRENCY, new_tokens: int = NEW_TOKENS
+    ) -> list[Ask]:
+        """W2; with `sparsities`, to which its requests are dealt, W4. `count` is 164 at most."""
+        assert count <= len(self._problems)
         return [
             Ask(
                 self._chat(_code_question(self._problems[index])),
-                NEW_TOKENS,
+                new_tokens,
                 {"sparsity": sparsities[index % len(sparsities)], "allow_unsafe": True} if sparsities else {},
             )
-            for index in range(CONCURRENCY)
+            for index in range(count)
         ]
 
-    def long_prompt(self) -> Ask:
-        """W3: exactly LONG_PROMPT_TOKENS tokens."""
-        text = "\n\n".join(self._problems[60:])
-        ids = self._tokenizer.encode(text, add_special_tokens=False).ids
+    def long_prompt(
+        self, num_tokens: int = LONG_PROMPT_TOKENS, new_tokens: int = LONG_PROMPT_NEW_TOKENS
+    ) -> Ask:
+        """W3: exactly `num_tokens` tokens."""
+        ids = self._tokenizer.encode("\n\n".join(self._problems[::-1]), add_special_tokens=False).ids
+        assert num_tokens <= len(ids)
         nonce = self._nonce()
 
         def wrap(body: str) -> str:
             return _chatml(nonce, f"Summarise this code in a sentence.\n{body}")
 
-        return Ask(
-            _exactly(LONG_PROMPT_TOKENS, self._bodies(ids), wrap, self._count), LONG_PROMPT_NEW_TOKENS, {}
-        )
+        room = num_tokens - self._count(wrap(""))
+        return Ask(_exactly(num_tokens, self._bodies(ids, room), wrap, self._count), new_tokens, {})
 
     def _chat(self, question: str) -> str:
         return _chatml(self._nonce(), question)
@@ -77,9 +81,9 @@ class Workloads:
     def _count(self, text: str) -> int:
         return len(self._tokenizer.encode(text, add_special_tokens=False).ids)
 
-    def _bodies(self, ids: list[int]) -> Iterator[str]:
-        """Ever shorter beginnings of a text, each with up to 16 words more."""
-        for length in range(min(LONG_PROMPT_TOKENS, len(ids)), 0, -1):
+    def _bodies(self, ids: list[int], num_tokens: int) -> Iterator[str]:
+        """Ever shorter beginnings of a text, from so many tokens on, each with up to 16 words more."""
+        for length in range(num_tokens, 0, -1):
             body = self._tokenizer.decode(ids[:length])
             yield from (body + " x" * padding for padding in range(16))
 

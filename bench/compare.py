@@ -1,0 +1,95 @@
+"""Contenders on the same workloads, in turn. Knows no engine; what a cell is, the caller says."""
+
+import contextlib
+import sys
+import time
+from collections import defaultdict
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from bench.client import Client
+from bench.limits import Limits, limits
+from bench.measure import Figures, summary
+from bench.servers import Launch, Server, running
+from bench.workloads import Workloads
+
+
+@dataclass(frozen=True)
+class Contender:
+    """One or several servers that share a workload's requests."""
+
+    name: str
+    servers: Sequence[Server]
+    clients: Sequence[Client]
+    workloads: Workloads
+    sparsities: Sequence[float] = ()  # that requests ask for, where the server takes the field
+
+
+Cell = Callable[[Contender], Awaitable[Figures]]
+
+
+@contextlib.asynccontextmanager
+async def contender(
+    name: str, launches: Sequence[Launch], workloads: Workloads, logs: Path, sparsities: Sequence[float] = ()
+) -> AsyncIterator[Contender]:
+    """Starts the servers one after the other, so that no start makes another slower or runs out of memory."""
+    async with contextlib.AsyncExitStack() as stack:
+        servers, clients = [], []
+        for launch in launches:
+            server = await stack.enter_async_context(running(launch, logs))
+            http = httpx.AsyncClient(base_url=server.url, timeout=None, limits=httpx.Limits())
+            await stack.enter_async_context(http)
+            servers.append(server)
+            clients.append(Client(http, launch.model))
+        yield Contender(name, servers, clients, workloads, sparsities)
+
+
+async def compare(contenders: Sequence[Contender], cells: Mapping[str, Cell], rounds: int) -> dict[str, Any]:
+    """Every cell on every contender, `rounds` times, as JSON.
+
+    Within a round a cell runs on all contenders before the next cell does, so that a slow minute of the
+    machine is slow for all; who is first changes from round to round. All servers stay up: how many cores'
+    time the others' processes took meanwhile is measured and told (`idle_cores`).
+    """
+    taken: dict[str, dict[str, list[Figures]]] = defaultdict(lambda: defaultdict(list))
+    resident: dict[str, int] = defaultdict(int)
+    idle: dict[str, list[float]] = defaultdict(list)
+    readings: list[Limits] = []
+    for number in range(rounds):
+        for cell_name, cell in cells.items():
+            first = number % len(contenders)
+            for active in [*contenders[first:], *contenders[:first]]:
+                others = [c for c in contenders if not set(c.clients) & set(active.clients)]
+                before, start = [_cpu_seconds(c) for c in others], time.monotonic()
+                figures = await cell(active)
+                wall = time.monotonic() - start
+                for other, seconds in zip(others, before, strict=True):
+                    idle[other.name].append((_cpu_seconds(other) - seconds) / wall)
+                taken[active.name][cell_name].append(figures)
+                resident[active.name] = max(
+                    resident[active.name], sum(s.resident_bytes() for s in active.servers)
+                )
+                main_figure = next(iter(figures.items()))
+                print(f"round {number + 1} {cell_name:>5} {active.name:<14} {main_figure}", file=sys.stderr)
+        readings.append(limits())
+    return {
+        "limits": readings,
+        "contenders": {
+            c.name: {
+                "commands": [" ".join(server.launch.command) for server in c.servers],
+                "ready_seconds": [server.ready_seconds for server in c.servers],
+                "resident_bytes": resident[c.name],
+                "idle_cores": max(idle[c.name], default=0.0),
+                "figures": {name: summary(values) for name, values in taken[c.name].items()},
+            }
+            for c in contenders
+        },
+    }
+
+
+def _cpu_seconds(contender: Contender) -> float:
+    return sum(server.cpu_seconds() for server in contender.servers)

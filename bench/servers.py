@@ -1,0 +1,121 @@
+"""Servers in processes of their own: started, waited for, weighed and stopped. Knows no engine's options."""
+
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import httpx
+import psutil
+
+from bench.client import BenchError
+
+_READY_TIMEOUT_SECONDS = 1800  # a first start may measure a profile, or compile
+_STOP_TIMEOUT_SECONDS = 60
+
+
+@dataclass(frozen=True)
+class Launch:
+    """How to start a server. `{port}` in the command stands for the port it shall listen on."""
+
+    name: str
+    model: str  # what requests call it
+    command: Sequence[str]
+    ready_path: str
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Server:
+    """One that runs and is ready."""
+
+    launch: Launch
+    url: str
+    pid: int
+    ready_seconds: float  # from its start until it said that it was ready
+
+    def cpu_seconds(self) -> float:
+        """Processor time of its processes so far."""
+        return self._sum(lambda process: sum(process.cpu_times()[:2]))  # user's and system's
+
+    def resident_bytes(self) -> int:
+        """Memory of its processes now; pages that several share count in parts (PSS)."""
+        return int(self._sum(lambda process: process.memory_full_info().pss))
+
+    def peak_bytes(self) -> int:
+        """The largest resident set that its first process ever had, as the kernel keeps it (Linux)."""
+        for line in Path(f"/proc/{self.pid}/status").read_text(encoding="utf-8").splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+        raise BenchError("/proc tells no peak of the resident set")
+
+    def _sum(self, number: Callable[[psutil.Process], float]) -> float:
+        """Over all its processes but those that end meanwhile."""
+        first, total = psutil.Process(self.pid), 0.0
+        for process in [first, *first.children(recursive=True)]:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                total += number(process)
+        return total
+
+
+def secateur(model: Path, options: Sequence[str]) -> Launch:
+    """Ours, on a checkpoint directory. It computes nothing but what is asked: no probes, no shadow passes."""
+    command = [sys.executable, "-m", "server", "serve", "--model", str(model), "--port", "{port}"]
+    command += ["--probe-budget", "0", "--shadow-share", "0", *options]
+    return Launch("secateur", model.name, command, "/ready")
+
+
+@contextlib.asynccontextmanager
+async def running(launch: Launch, logs: Path) -> AsyncIterator[Server]:
+    """Starts a server, waits until it is ready, and ends all its processes afterwards.
+
+    Raises:
+        BenchError: it ended before it was ready, or took too long. What it wrote is in a file under `logs`.
+    """
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    logs.mkdir(parents=True, exist_ok=True)
+    log = logs / f"{launch.name}-{port}.log"
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [part.replace("{port}", str(port)) for part in launch.command],
+            env={**os.environ, "PYTHONUNBUFFERED": "1", **launch.environment},
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,  # so that all it starts can be ended with it
+        )
+    start = time.monotonic()
+    url = f"http://127.0.0.1:{port}"
+    try:
+        async with httpx.AsyncClient() as http:
+            while not await _is_ready(http, url + launch.ready_path):
+                if process.poll() is not None:
+                    raise BenchError(
+                        f"{launch.name} ended with {process.returncode} before it was ready: {log}"
+                    )
+                if time.monotonic() - start > _READY_TIMEOUT_SECONDS:
+                    raise BenchError(f"{launch.name} was not ready after {_READY_TIMEOUT_SECONDS} s: {log}")
+                await asyncio.sleep(0.02)
+        yield Server(launch, url, process.pid, time.monotonic() - start)
+    finally:
+        process.send_signal(signal.SIGTERM)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(_STOP_TIMEOUT_SECONDS)
+        with contextlib.suppress(ProcessLookupError):  # it left none behind
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+async def _is_ready(http: httpx.AsyncClient, url: str) -> bool:
+    try:
+        return (await http.get(url)).status_code == httpx.codes.OK
+    except httpx.TransportError:
+        return False
