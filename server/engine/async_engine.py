@@ -1,8 +1,8 @@
 """Runs the engine on a thread of its own and hands each request's tokens to the event loop as text.
 
-The engine's thread computes; the event loop turns tokens into text and finds stop strings, while the next
-step is already running. Whatever ends a request (its last token, a stop string, a client that left, the
-engine's death), it ends exactly once, its blocks come back, and the observer hears of it, unless it was
+The engine's thread computes; the event loop turns tokens into text and finds stop strings and loops, while
+the next step is already running. Whatever ends a request (its last token, a stop string, a client that left,
+the engine's death), it ends exactly once, its blocks come back, and the observer hears of it, unless it was
 background work.
 """
 
@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 
 from tokenizers import Tokenizer
 
+from eval.traps import LoopDetector, Trap, classify
 from server.engine.detokenizer import Detokenizer
 from server.engine.engine import Engine, TokenOutput
 from server.engine.errors import EngineDeadError, QueueFullError
@@ -64,6 +65,8 @@ class RequestStream:
         self._engine = engine
         self._request = request
         self._detokenizer = detokenizer
+        self._loop_detector = LoopDetector()
+        self._text: list[str] = []
         self._inbox: asyncio.Queue[TokenOutput | EngineDeadError | None] = asyncio.Queue()
         self._first_token_time: float | None = None
         self._last_delivery = request.arrival_time
@@ -126,11 +129,14 @@ class RequestStream:
         self._inbox.put_nowait(item)
 
     def _take(self, outputs: list[TokenOutput]) -> Delta:
-        text, reason = "", None
+        text, reason, looping = "", None, False
         for count, output in enumerate(outputs, start=1):
             if output.token_id is not None:
                 text += self._detokenizer.push(output.token_id)
+                looping = self._loop_detector.push(output.token_id)
             reason = output.finish_reason
+            if looping and reason is None and self._request.sampling.stop_on_loop:
+                reason = FinishReason.LOOP
             if reason is not None and not self._detokenizer.stopped:
                 text += self._detokenizer.flush()
             if self._detokenizer.stopped:
@@ -147,6 +153,7 @@ class RequestStream:
             finish_reason=reason,
             prompt_logprobs=() if self.token_ids else tuple(self._request.scored),
         )
+        self._text.append(text)
         self._keep(token_ids, logprobs)
         if reason is not None:
             self._end(reason)
@@ -188,19 +195,38 @@ class RequestStream:
             prompt_tokens=self.num_prompt_tokens,
             cached_tokens=self.num_cached_tokens,
             generated_tokens=self.num_generated_tokens,
+            trap=self._trap(reason),
         )
         self._engine.forget(self._request)
         if not self.is_background:
             self._engine.observer.finished(self.stats)
 
+    def _trap(self, reason: FinishReason) -> Trap:
+        if not self.token_ids:  # the prompt alone was wanted
+            return Trap.NONE
+        looping = self._loop_detector.looping_when_cut_off
+        return classify("".join(self._text), reason.value, self._engine.answered, looping=looping)
+
 
 class AsyncEngine:
-    """The engine's thread, and the streams that wait for it. All methods belong to one event loop."""
+    """The engine's thread, and the streams that wait for it. All methods belong to one event loop.
 
-    def __init__(self, engine: Engine, tokenizer: Tokenizer, observer: EngineObserver) -> None:
+    Args:
+        answered: whether a text holds a complete answer, by which loops after one are told from loops before;
+            quick, for it runs on the event loop. None: every loop counts as one before.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        tokenizer: Tokenizer,
+        observer: EngineObserver,
+        answered: Callable[[str], bool] | None = None,
+    ) -> None:
         self._engine = engine
         self._tokenizer = tokenizer
         self.observer = observer
+        self.answered = answered
         self._streams: dict[str, RequestStream] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)

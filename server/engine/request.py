@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from types import MappingProxyType
 
+from eval.traps import Trap
 from server.engine.variant import Variant
 
 # Request.priority of work that may not cost users anything; theirs is 0.
@@ -102,6 +103,7 @@ class RequestStats:
     prompt_tokens: int
     cached_tokens: int  # prompt tokens whose KV came from the prefix cache
     generated_tokens: int
+    trap: Trap  # how the answer failed to end, if it did
 
 
 @dataclass(eq=False)

@@ -4,13 +4,21 @@ import asyncio
 import contextlib
 import dataclasses
 from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
 
 import pytest
 
+from eval.traps import Trap
 from server.engine.async_engine import AsyncEngine, Delta, RequestStream
 from server.engine.engine import Engine
 from server.engine.errors import EngineDeadError, QueueFullError
-from server.engine.request import FinishReason, RequestStats, SamplingParams
+from server.engine.request import (
+    BACKGROUND,
+    FinishReason,
+    RequestStats,
+    SamplingParams,
+    ScoringParams,
+)
 from server.engine.stats import StepStats
 from tests.server.engine.support import GREEDY, Loaded, generate, prompt
 
@@ -41,10 +49,12 @@ class Running:
     engine: AsyncEngine
     observer: Recorder
 
-    def submit(self, name: str, token_ids: list[int], sampling: SamplingParams = GREEDY) -> RequestStream:
+    def submit(
+        self, name: str, token_ids: list[int], sampling: SamplingParams = GREEDY, **options: Any
+    ) -> RequestStream:
         variant = self.loaded.dense
         return self.engine.submit(
-            request_id=name, prompt_token_ids=token_ids, variant=variant, sampling=sampling
+            request_id=name, prompt_token_ids=token_ids, variant=variant, sampling=sampling, **options
         )
 
     async def all_blocks_are_free(self) -> bool:
@@ -196,3 +206,133 @@ def test_steps_are_reported(run) -> None:
         assert steps[0].kv_usage_ratio > 0 == steps[-1].kv_usage_ratio
 
     run(test)
+
+
+# Whatever the model thinks, it says token 5 again and again.
+LOOPING = SamplingParams(max_tokens=300, temperature=0, logit_bias={5: 1000.0})
+
+
+@pytest.mark.parametrize(
+    ("answered", "trap"),
+    [
+        (None, Trap.LOOP_BEFORE_ANSWER),
+        (lambda text: True, Trap.LOOP_AFTER_ANSWER),
+        (lambda text: False, Trap.LOOP_BEFORE_ANSWER),
+    ],
+)
+def test_an_answer_that_loops_ends_where_it_was_asked_to(run, answered: Any, trap: Trap) -> None:
+    async def test(running: Running) -> None:
+        running.engine.answered = answered
+        stopping = dataclasses.replace(LOOPING, stop_on_loop=True)
+        deltas = await collect(running.submit("a", prompt(1, 10), stopping))
+        whole = await collect(running.submit("b", prompt(1, 10), LOOPING))
+        assert deltas[-1].finish_reason is FinishReason.LOOP
+        assert whole[-1].finish_reason is FinishReason.LENGTH
+        ended, cut_off = running.observer.ended
+        assert ended.trap is cut_off.trap is trap
+        assert 0 < ended.generated_tokens < cut_off.generated_tokens == 300
+        text = "".join(d.text for d in deltas)
+        assert text == "".join(d.text for d in whole)[: len(text)]
+        assert len(text) == ended.generated_tokens  # one character a token: nothing is held back
+        assert await running.all_blocks_are_free()
+
+    run(test, max_model_len=400)
+
+
+def test_answers_that_end_or_go_on_without_a_loop(run) -> None:
+    async def test(running: Running) -> None:
+        for sampling in (GREEDY, dataclasses.replace(GREEDY, logit_bias={5: 1000.0}, stop_token_ids={5})):
+            await collect(running.submit("a", prompt(1, 10), sampling))
+        await collect(running.submit("a", prompt(1, 10), dataclasses.replace(GREEDY, max_tokens=0)))
+        assert [s.trap for s in running.observer.ended] == [Trap.MISSING_STOP, Trap.NONE, Trap.NONE]
+
+    run(test)
+
+
+def test_recorded_alternatives_are_kept_and_not_reported(run) -> None:
+    async def test(running: Running) -> None:
+        plain = dataclasses.replace(GREEDY, logprobs=2)
+        for reported in (2, None):
+            sampling = dataclasses.replace(GREEDY, logprobs=reported, recorded_logprobs=20)
+            stream = running.submit("a", prompt(1, 10), sampling)
+            deltas = await collect(stream)
+            assert [p.token_id for p in stream.recorded] == stream.token_ids
+            assert {len(p.top) for p in stream.recorded} == {20}
+            told = [p for delta in deltas for p in delta.logprobs]
+            if reported is None:
+                assert told == []
+        for only_reported in (plain, dataclasses.replace(GREEDY, logprobs=2, recorded_logprobs=20)):
+            stream = running.submit("a", prompt(1, 10), only_reported)
+            told = [p for delta in await collect(stream) for p in delta.logprobs]
+            assert len(told) == GREEDY.max_tokens
+            assert {len(p.top) for p in told} == {2}
+
+    run(test)
+
+
+def test_background_is_not_told_as_users_requests_are(run) -> None:
+    async def test(running: Running) -> None:
+        background = running.submit("probe", prompt(1, 20), priority=BACKGROUND)
+        deltas = await collect(background)
+        assert [t for d in deltas for t in d.token_ids] == background.token_ids
+        assert background.stats is not None
+        assert background.stats.generated_tokens == GREEDY.max_tokens
+        observer, name = running.observer, running.loaded.dense.name
+        assert observer.ended == observer.delivered == []
+        computed = 20 + GREEDY.max_tokens - 1
+        assert sum(step.background_tokens.get(name, 0) for step in observer.steps) == computed
+        assert all(not step.batch_tokens and not step.running for step in observer.steps)
+        assert all(step.num_background == 1 for step in observer.steps[:-1])
+        assert observer.steps[-1].num_background == 0
+
+    run(test)
+
+
+def test_background_takes_no_place_in_the_users_queue(run) -> None:
+    async def test(running: Running) -> None:
+        submit = running.submit
+        streams = [submit(f"b{i}", prompt(i, 10), priority=BACKGROUND) for i in range(3)]
+        with pytest.raises(QueueFullError):
+            submit("b4", prompt(0, 10), priority=BACKGROUND)
+        streams += [submit(f"u{i}", prompt(i, 10)) for i in range(3)]
+        with pytest.raises(QueueFullError):
+            submit("u4", prompt(0, 10))
+        answers = await asyncio.gather(*map(collect, streams))
+        tokens = [[t for delta in deltas for t in delta.token_ids] for deltas in answers]
+        assert tokens[:3] == tokens[3:], "preempted or not, the answers are the same"
+
+    run(test, max_num_seqs=1, max_waiting=2)
+
+
+def test_scores_come_with_the_first_delta(run) -> None:
+    async def test(running: Running) -> None:
+        scoring = ScoringParams(start=150, top=1)
+        sampling = dataclasses.replace(GREEDY, max_tokens=0)
+        [delta] = await collect(running.submit("a", prompt(1, 200), sampling, scoring=scoring))
+        assert delta.finish_reason is FinishReason.LENGTH
+        assert delta.token_ids == ()
+        assert delta.text == ""
+        assert [p.token_id for p in delta.prompt_logprobs] == prompt(1, 200)[150:]
+        first, *later = await collect(running.submit("b", prompt(1, 200), scoring=scoring))
+        assert len(first.prompt_logprobs) == 50
+        assert not any(delta.prompt_logprobs for delta in later)
+        assert running.observer.delivered[0][1] > 0, "no token was told for the request that had none"
+        assert await running.all_blocks_are_free()
+
+    run(test)
+
+
+def test_an_aborted_scoring_request_returns_its_blocks(run) -> None:
+    async def test(running: Running) -> None:
+        sampling = dataclasses.replace(GREEDY, max_tokens=0)
+        scoring = ScoringParams()
+        for priority in (0, BACKGROUND):
+            stream = running.submit("a", prompt(1, 250), sampling, scoring=scoring, priority=priority)
+            while not running.observer.steps:
+                await asyncio.sleep(0.001)
+            stream.abort()
+            assert await collect(stream) == []
+            assert await running.all_blocks_are_free()
+            running.observer.steps.clear()
+
+    run(test, max_num_batched_tokens=16)
