@@ -68,6 +68,7 @@ def export_checkpoint(
         raise ExportError(f"{out} is there already and not an empty directory; choose another --out")
     variant = _Variant(checkpoint, ranking, widths, dtype)
     with checkpoint.open_tensors() as reader:
+        variant.check(reader)
         files = {file: variant.layouts(reader, names) for file, names in reader.files.items()}
         head_is_embedding = HEAD not in reader.names
     num_bytes = sum(layout.nbytes for layouts in files.values() for layout in layouts.values())
@@ -104,6 +105,11 @@ class _Variant:
             gate, up, down = checkpoint.architecture.mlp_weight_names(layer)
             for name, dimension in ((gate, 0), (up, 0), (down, 1)):
                 self._kept[name] = dimension, order[:width]
+
+    def check(self, reader: TensorReader) -> None:
+        """Raises ModelError where a matrix to cut is not there."""
+        for name in self._kept:
+            reader.shape(name)
 
     def layouts(self, reader: TensorReader, names: Sequence[str]) -> dict[str, TensorLayout]:
         return {name: self._layout(reader, name) for name in names}

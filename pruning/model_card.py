@@ -18,8 +18,8 @@ _UNIFORM = "Every layer keeps the same number of neurons: to every program this 
 _PADDED = """\
 The layers keep different numbers of neurons, but a configuration names one number for all. Narrower layers
 are filled up with zeros to the widest: neurons that compute nothing and change no answer. So this checkpoint
-answers as the pruned model does, and **saves neither bytes nor time**; an export with one width for all
-layers (`--uniform`) does."""
+answers as the pruned model does, but **the zeros take as many bytes and as much time as neurons**; an export
+with one width for all layers (`--uniform`) has none."""
 _LIMITS = """\
 Its accuracy has not been measured. Pruning costs some, and more on other tasks than on the one named above.
 The licence is the original model's."""

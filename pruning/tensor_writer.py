@@ -65,7 +65,8 @@ def write_tensors(
             tensor = tensor_of(name)
             assert (tensor.dtype, tuple(tensor.shape)) == (layouts[name].dtype, layouts[name].shape), name
             target.write(tensor.contiguous().flatten().view(torch.uint8).numpy().data)
-            on_written(tensor.nbytes)
+            del tensor  # before the next is there
+            on_written(layouts[name].nbytes)
         target.flush()
         os.fsync(target.fileno())
 
@@ -80,6 +81,6 @@ def _header(layouts: Mapping[str, TensorLayout]) -> bytes:
             "shape": layout.shape,
             "data_offsets": (start, end),
         }
-    text = json.dumps(entries, separators=(",", ":")).encode()
+    text = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % _LENGTH_BYTES)
     return len(text).to_bytes(_LENGTH_BYTES, "little") + text

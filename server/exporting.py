@@ -28,10 +28,9 @@ def export(settings: ExportSettings) -> tuple[Path, int]:
     widths = widths_at(ranking, settings.sparsity, allocation)
     if len(set(widths)) > 1:
         logger.warning(
-            "the layers keep between %d and %d neurons; a checkpoint names one width for all, so narrower "
-            "layers are filled up with zeros to %d. That saves no bytes and no time: --uniform does",
+            "the layers keep between %d and %d neurons, but a checkpoint names one width for all: narrower "
+            "ones are filled up with zeros, which saves neither bytes nor time; --uniform does",
             min(widths),
-            max(widths),
             max(widths),
         )
     num_bytes = export_checkpoint(
