@@ -10,6 +10,7 @@ Pure: knows nothing of variants, items or verdicts.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 # Shares of the largest bet that cannot go bankrupt. Small ones win where nearly every item differs by chance,
@@ -84,49 +85,70 @@ class SafetyTest:
         self.safe = False
         self._wanted = 1 / (1 - confidence)
         self._wealth = [1 / len(BETS)] * len(BETS)
-        self._factors = {
-            difference: [1 + bet * (tolerance - difference) / (1 - tolerance) for bet in BETS]
-            for difference in (-1, 0, 1)
-        }
+        self._tolerance = tolerance
 
     def push(self, difference: int) -> bool:
         """Takes one new item's difference; True from the moment that safety is shown."""
         if not self.safe:
-            factors = self._factors[difference]
-            self._wealth = [wealth * factor for wealth, factor in zip(self._wealth, factors, strict=True)]
+            gain = _gain(difference, self._tolerance, beyond=False)
+            self._wealth = [wealth * (1 + bet * gain) for wealth, bet in zip(self._wealth, BETS, strict=True)]
             self.safe = sum(self._wealth) >= self._wanted
         return self.safe
 
 
-class DegradationDetector:
-    """Tests whether the drop is at most `tolerance`, from the first item on and from every later one at once.
+class ChangeDetector:
+    """Watches for a drop on the far side of a tolerance, from the first item on and from every later one.
 
-    Half of the wealth is bet from the first item on, so that a variant that was never good is found soon. As
-    much again is dealt out over every 2,000 items (`HORIZON_ITEMS`) in bets that know nothing of what came
-    before, so that a variant that breaks is found after any number of good items. While the drop is within
-    the tolerance, wealth after n items is expected to be at most (1 + n / 2,000) / 2. Hence, with confidence
-    0.95, the probability of a false alarm within the first n items is at most 0.05 of that: 5% in 2,000
-    items, and 2.5 points for each 2,000 more. That is at a drop right at the tolerance; below it the
-    probability is far smaller.
+    Half of the wealth is bet from the first item on, so that what was never true is found soon. As much again
+    is dealt out over every 2,000 items (`HORIZON_ITEMS`) in bets that know nothing of what came before, so
+    that a change is found after any number of items. While there is nothing to be found, wealth after n items
+    is expected to be at most (1 + n / 2,000) / 2. Hence, with confidence 0.95, the probability of a false
+    alarm within the first n items is at most 0.05 of that: 5% in 2,000 items, and 2.5 points for each 2,000
+    more. That is at a drop right at the tolerance; away from it the probability is far smaller.
+
+    Args:
+        beyond: look for a drop beyond the tolerance; else for one within it.
     """
 
-    def __init__(self, tolerance: float, confidence: float) -> None:
-        self.degraded = False
+    def __init__(self, tolerance: float, confidence: float, *, beyond: bool) -> None:
+        self.found = False
+        self._beyond = beyond
         self._tolerance = tolerance
         self._wanted = 1 / (1 - confidence)
         self._wealth = [0.5 / len(BETS)] * len(BETS)
 
-    def push(self, difference: int, tolerance: float | None = None) -> bool:
-        """Takes one item's difference; True from the moment that degradation is shown.
+    def push(self, difference: int, expected: float | None = None) -> bool:
+        """Takes one item's difference; True from the moment that the drop is shown to lie on the far side.
 
         Args:
-            tolerance: another one for this item, known before it was answered.
+            expected: the item's expected difference if nothing has changed, where that is known: one drawn
+                from items seen before. It then takes a difference beyond that too.
         """
-        if not self.degraded:
-            bar = self._tolerance if tolerance is None else tolerance
-            gain = (difference - bar) / (1 + bar)
+        if not self.found:
+            gain = _gain(difference, self._bar(expected), beyond=self._beyond)
             self._wealth = [wealth * (1 + bet * gain) for wealth, bet in zip(self._wealth, BETS, strict=True)]
-            self.degraded = sum(self._wealth) >= self._wanted
+            self.found = sum(self._wealth) >= self._wanted
             fresh = 0.5 / HORIZON_ITEMS / len(BETS)
             self._wealth = [wealth + fresh for wealth in self._wealth]
-        return self.degraded
+        return self.found
+
+    def _bar(self, expected: float | None) -> float:
+        if expected is None:
+            return self._tolerance
+        return max(self._tolerance, expected) if self._beyond else min(self._tolerance, expected)
+
+
+def likeliest_start(differences: Sequence[int], tolerance: float, *, beyond: bool) -> int:
+    """The index from which to the end `differences` speak most for a drop beyond (or within) `tolerance`."""
+    logs, best, start = [0.0] * len(BETS), -math.inf, len(differences) - 1
+    for index in reversed(range(len(differences))):
+        gain = _gain(differences[index], tolerance, beyond=beyond)
+        logs = [log + math.log1p(bet * gain) for log, bet in zip(logs, BETS, strict=True)]
+        if max(logs) > best:
+            best, start = max(logs), index
+    return start
+
+
+def _gain(difference: int, bar: float, *, beyond: bool) -> float:
+    """Of the whole stake on one item: -1 at the worst."""
+    return (difference - bar) / (1 + bar) if beyond else (bar - difference) / (1 - bar)

@@ -1,0 +1,285 @@
+"""Keeps outcomes and verdicts on disk, so that what was shown is known again after a restart.
+
+One SQLite file, which several processes may share. Knows outcomes, not what they amount to (eval/judge.py).
+
+Kept for each key: the outcomes that its verdict and evidence rest on (8,000 at most, a row of about 60 bytes
+each), and its last 50 changes of verdict. Keys are kept until 200 newer ones were probed.
+"""
+
+import hashlib
+import json
+import logging
+import sqlite3
+import threading
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from eval.traps import Trap
+from eval.verdicts import Evidence, Outcome, Verdict, VerdictChange
+
+logger = logging.getLogger(__name__)
+
+SCHEMA_VERSION = 1
+KEPT_CHANGES = 50
+KEPT_KEYS = 200
+BUSY_SECONDS = 5.0
+_SCHEMA = """
+CREATE TABLE subject (
+    id INTEGER PRIMARY KEY,
+    digest TEXT NOT NULL UNIQUE,
+    key TEXT NOT NULL,
+    base TEXT NOT NULL,
+    updated_at REAL NOT NULL
+);
+CREATE TABLE outcome (
+    id INTEGER PRIMARY KEY,
+    subject INTEGER NOT NULL REFERENCES subject ON DELETE CASCADE,
+    item TEXT NOT NULL,
+    at REAL NOT NULL,
+    correct INTEGER NOT NULL,
+    reference_correct INTEGER NOT NULL,
+    trap TEXT NOT NULL
+);
+CREATE INDEX outcome_subject ON outcome (subject, id);
+CREATE TABLE change (
+    id INTEGER PRIMARY KEY,
+    subject INTEGER NOT NULL REFERENCES subject ON DELETE CASCADE,
+    at REAL NOT NULL,
+    before TEXT NOT NULL,
+    after TEXT NOT NULL,
+    evidence TEXT NOT NULL
+);
+CREATE INDEX change_subject ON change (subject, id);
+"""
+
+
+@dataclass(frozen=True)
+class EvidenceKey:
+    """All that answers and grades depend on. Evidence for one key says nothing about another.
+
+    Attributes:
+        model: the checkpoint's fingerprint.
+        ranking: the ranking's digest.
+        computation: dtype, kernels and whatever else decides between two tokens that are nearly as likely.
+        task: the task's digest.
+        widths: the variant's neurons per layer.
+        reference_widths: those of the variant that it is compared with; the same for the reference itself.
+    """
+
+    model: str
+    ranking: str
+    computation: str
+    task: str
+    widths: tuple[int, ...]
+    reference_widths: tuple[int, ...]
+
+    @property
+    def is_reference(self) -> bool:
+        return self.widths == self.reference_widths
+
+    @property
+    def digest(self) -> str:
+        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class Record:
+    """What is kept for one key.
+
+    Attributes:
+        base: the verdict before the first of `outcomes`.
+        outcomes, changes: oldest first.
+    """
+
+    base: Verdict = Verdict.UNPROVEN
+    outcomes: tuple[Outcome, ...] = ()
+    changes: tuple[VerdictChange, ...] = ()
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What is new about one key.
+
+    Attributes:
+        base: the verdict before the first of the outcomes that are kept.
+        num_kept: outcomes kept, the newest ones; older ones are deleted.
+    """
+
+    key: EvidenceKey
+    base: Verdict
+    num_kept: int
+    outcomes: Sequence[Outcome]
+    changes: Sequence[VerdictChange] = field(default=())
+
+
+class EvidenceStore:
+    """Outcomes and changes of verdict by key. All methods may be called from any thread, and block.
+
+    A damaged file, or one of another schema, is set aside and a new one begun. Where the disk cannot be
+    written, that is logged once and what cannot be written is not kept; nothing here raises.
+
+    Args:
+        path: the file; its directory is made. None: nothing outlives the process.
+    """
+
+    def __init__(self, path: Path | None) -> None:
+        self._path = path
+        self._lock = threading.Lock()
+        self._complained = False
+        self._connection = _memory() if path is None else self._open(path)
+
+    def read(self, key: EvidenceKey) -> Record:
+        """What is kept for `key`; an empty record where it is new or cannot be read."""
+        with self._lock:
+            try:
+                return _read(self._connection, key)
+            except (sqlite3.Error, ValueError, KeyError, TypeError) as error:
+                self._complain("read", error)
+                return Record()
+
+    def append(self, entries: Sequence[Entry]) -> None:
+        """Keeps all of `entries`, or none where that fails."""
+        with self._lock:
+            try:
+                with self._connection:  # a transaction
+                    for entry in entries:
+                        _append(self._connection, entry)
+            except sqlite3.Error as error:
+                self._complain("written", error)
+            else:
+                self._complained = False
+
+    def close(self) -> None:
+        with self._lock:
+            self._connection.close()
+
+    def _open(self, path: Path) -> sqlite3.Connection:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                return _connect(path)
+            except sqlite3.OperationalError:
+                raise  # the disk's fault, not the file's
+            except sqlite3.DatabaseError as error:
+                _set_aside(path, error)
+                return _connect(path)
+        except (OSError, sqlite3.Error) as error:
+            self._complain("opened", error)
+            return _memory()
+
+    def _complain(self, what: str, error: Exception) -> None:
+        if not self._complained:
+            logger.warning(
+                "probe evidence cannot be %s (%s: %s); probing goes on, but what it shows from now on may be "
+                "forgotten at the next start: check the disk and the permissions",
+                what,
+                self._path,
+                error,
+            )
+        self._complained = True
+
+
+def _memory() -> sqlite3.Connection:
+    connection = sqlite3.connect(":memory:", check_same_thread=False)
+    connection.executescript(_SCHEMA)
+    return connection
+
+
+def _connect(path: Path) -> sqlite3.Connection:
+    """Raises sqlite3.DatabaseError, and not OperationalError, where the file is damaged or foreign."""
+    connection = sqlite3.connect(path, timeout=BUSY_SECONDS, check_same_thread=False)
+    try:
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute("PRAGMA synchronous = NORMAL")  # a power cut may take the last outcomes, no more
+        connection.execute("PRAGMA foreign_keys = ON")
+        _prepare(connection)
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def _prepare(connection: sqlite3.Connection) -> None:
+    (found,) = connection.execute("PRAGMA quick_check(1)").fetchone()
+    if found != "ok":
+        raise sqlite3.DatabaseError(found)
+    connection.execute("BEGIN IMMEDIATE")  # of two processes, one makes the tables
+    with connection:
+        (version,) = connection.execute("PRAGMA user_version").fetchone()
+        if version == SCHEMA_VERSION:
+            return
+        if version != 0 or connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
+            raise sqlite3.DatabaseError(f"its schema is version {version}, this program's {SCHEMA_VERSION}")
+        for statement in _SCHEMA.split(";"):
+            connection.execute(statement)
+        connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+
+
+def _set_aside(path: Path, error: Exception) -> None:
+    number = 1
+    while (aside := path.with_name(f"{path.name}.damaged-{number}")).exists():
+        number += 1
+    path.rename(aside)
+    for suffix in ("-wal", "-shm"):  # they belong to the damaged file; the new one must not read them
+        path.with_name(path.name + suffix).unlink(missing_ok=True)
+    logger.warning(
+        "the probe evidence in %s cannot be used (%s): kept as %s, beginning anew", path, error, aside
+    )
+
+
+def _read(connection: sqlite3.Connection, key: EvidenceKey) -> Record:
+    row = connection.execute("SELECT id, base FROM subject WHERE digest = ?", (key.digest,)).fetchone()
+    if row is None:
+        return Record()
+    subject, base = row
+    outcomes = connection.execute(
+        "SELECT item, at, correct, reference_correct, trap FROM outcome WHERE subject = ? ORDER BY id",
+        (subject,),
+    )
+    changes = connection.execute(
+        "SELECT at, before, after, evidence FROM change WHERE subject = ? ORDER BY id", (subject,)
+    )
+    return Record(
+        Verdict(base),
+        tuple(Outcome(item, at, bool(c), bool(r), Trap(trap)) for item, at, c, r, trap in outcomes),
+        tuple(VerdictChange(at, Verdict(b), Verdict(a), _from_json(e)) for at, b, a, e in changes),
+    )
+
+
+def _append(connection: sqlite3.Connection, entry: Entry) -> None:
+    updated_at = max((outcome.at for outcome in entry.outcomes), default=0.0)
+    (subject,) = connection.execute(
+        "INSERT INTO subject (digest, key, base, updated_at) VALUES (?, ?, ?, ?) ON CONFLICT (digest) "
+        "DO UPDATE SET base = excluded.base, updated_at = max(updated_at, excluded.updated_at) RETURNING id",
+        (entry.key.digest, json.dumps(asdict(entry.key)), entry.base.value, updated_at),
+    ).fetchone()
+    connection.executemany(
+        "INSERT INTO outcome (subject, item, at, correct, reference_correct, trap) VALUES (?, ?, ?, ?, ?, ?)",
+        [(subject, o.item_id, o.at, o.correct, o.reference_correct, o.trap.value) for o in entry.outcomes],
+    )
+    connection.executemany(
+        "INSERT INTO change (subject, at, before, after, evidence) VALUES (?, ?, ?, ?, ?)",
+        [(subject, c.at, c.before.value, c.after.value, _to_json(c.evidence)) for c in entry.changes],
+    )
+    for table, kept in (("outcome", entry.num_kept), ("change", KEPT_CHANGES)):
+        connection.execute(
+            f"DELETE FROM {table} WHERE subject = :subject AND id <= "
+            f"(SELECT id FROM {table} WHERE subject = :subject ORDER BY id DESC LIMIT 1 OFFSET :kept)",
+            {"subject": subject, "kept": kept},
+        )
+    connection.execute(
+        "DELETE FROM subject WHERE id IN (SELECT id FROM subject ORDER BY updated_at DESC LIMIT -1 OFFSET ?)",
+        (KEPT_KEYS,),
+    )
+
+
+def _to_json(evidence: Evidence) -> str:
+    return json.dumps(asdict(evidence))
+
+
+def _from_json(text: str) -> Evidence:
+    fields = json.loads(text)
+    fields["verdict"] = Verdict(fields["verdict"])
+    fields["traps"] = {Trap(trap): count for trap, count in fields["traps"].items()}
+    return Evidence(**fields)

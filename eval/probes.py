@@ -1,0 +1,329 @@
+"""Gives every variant the same held-out items as the dense reference, at a pace, and keeps verdicts on them.
+
+Runs on the event loop. Knows models only through `Generate`, and nothing of engines or servers.
+"""
+
+import asyncio
+import logging
+import random
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+
+from eval.budget import ProbeBudget
+from eval.evidence import KEPT_CHANGES, Entry, EvidenceKey, EvidenceStore, Record
+from eval.generate import Generate
+from eval.judge import Judge
+from eval.task import Task, TaskItem
+from eval.traps import Trap, classify
+from eval.verdicts import Criterion, Evidence, Outcome, Verdict, VerdictChange
+from pruning.errors import SecateurError
+
+logger = logging.getLogger(__name__)
+
+POLL_SECONDS = 0.25  # between two looks at a budget that was empty
+MAX_PAUSE_SECONDS = 60.0  # between two rounds that nobody answers
+MAX_ROUND_ITEMS = 8  # asked at once
+MAX_RUN_ITEMS = 1_000
+ENDLESS_CHUNK_ITEMS = 64
+
+
+class ProbeError(SecateurError):
+    """A run of probes was asked for that cannot be had."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A variant that is served. The one of least sparsity is the reference of the others."""
+
+    name: str
+    sparsity: float
+    widths: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What all variants have in common that answers depend on; see `EvidenceKey`."""
+
+    model: str
+    ranking: str
+    computation: str
+
+
+OnVerdict = Callable[[str, Verdict, Verdict, Evidence], None]  # variant, before, after, its grounds
+
+
+class Prober:
+    """Probes the variants that are served, whichever those are at the moment.
+
+    In a round every subject answers the same items; each answer and the reference's make an `Outcome`. An
+    answer that cannot be had, because the engine died or the variant went, is no outcome, never a wrong
+    answer. Of an endless task every item is new. The items of a finite one are asked in a random order until
+    every subject has answered all, then drawn again at random: see `Evidence.repeats`.
+
+    Args:
+        subjects: those served now; asked before each round.
+        store: where outcomes are kept. Only the prober writes to it.
+        budget: what `run` may spend; `run_now` does not ask it.
+        on_verdict: called on the event loop, once for each change.
+        wall_clock: seconds since the epoch; dates outcomes, and seeds the choice of items.
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        generate: Generate,
+        subjects: Callable[[], Sequence[Subject]],
+        store: EvidenceStore,
+        budget: ProbeBudget,
+        *,
+        identity: Identity,
+        criterion: Criterion,
+        on_verdict: OnVerdict,
+        wall_clock: Callable[[], float] = time.time,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    ) -> None:
+        self._task = task
+        self._generate = generate
+        self._subjects = subjects
+        self._store = store
+        self._budget = budget
+        self._identity = identity
+        self._criterion = criterion
+        self._on_verdict = on_verdict
+        self._wall_clock = wall_clock
+        self._sleep = sleep
+        self._feed = _ItemFeed(task, seed=int(1000 * wall_clock()))
+        self._files: dict[EvidenceKey, _File] = {}
+        self._turn = asyncio.Lock()  # one round at a time, be it of `run` or of `run_now`
+        self._running_now = False
+        self._tokens, self._answers = 0, 0
+
+    def load(self) -> None:
+        """Reads what is known of the subjects from the store. Blocks; rounds do it where nobody did before."""
+        for subject, reference in self._pairs(self._subjects()):
+            self._open(self._key(subject, reference))
+
+    def evidence(self, variant: str) -> Evidence | None:
+        """What is known of a variant that is served; None of one that is not, or not loaded yet."""
+        file = self._find(variant)
+        return file.judge.evidence() if file else None
+
+    def changes(self, variant: str) -> tuple[VerdictChange, ...]:
+        """The last changes of its verdict, oldest first, those before a restart among them."""
+        file = self._find(variant)
+        return tuple(file.changes) if file else ()
+
+    async def run(self) -> None:
+        """Probes for as long as it is not cancelled, and the budget lasts."""
+        silent_rounds = 0
+        while True:
+            subjects = list(self._subjects())
+            if not subjects or self._budget.available() <= 0:
+                await self._sleep(POLL_SECONDS)
+                continue
+            heard = await self._round(subjects, self._affordable_items(len(subjects)), self._budget.spend)
+            silent_rounds = 0 if heard else silent_rounds + 1
+            if silent_rounds:
+                if silent_rounds == 1:
+                    logger.warning("no probe was answered; probing goes on at growing intervals")
+                await self._sleep(min(POLL_SECONDS * 2**silent_rounds, MAX_PAUSE_SECONDS))
+
+    async def run_now(
+        self,
+        variants: Sequence[str] | None = None,
+        items: int = 100,
+        on_progress: Callable[[int, int], None] = lambda done, total: None,
+    ) -> dict[str, Evidence]:
+        """Probes some variants (None: all) with so many items at once, whatever the budget.
+
+        Args:
+            on_progress: called after each round with the items done and to do.
+
+        Returns:
+            The evidence about each of them afterwards, what was known before included.
+
+        Raises:
+            ProbeError: a variant is not served, the number of items is out of range, another run is not
+                done, or nobody answers.
+        """
+        self._check_run(variants, items)
+        self._running_now = True
+        try:
+            done = 0
+            while done < items:
+                subjects = self._chosen(variants)
+                count = min(MAX_ROUND_ITEMS, items - done)
+                if not await self._round(subjects, count, lambda tokens: None):
+                    raise ProbeError(f"no answer could be had after {done} of {items} items; see the log")
+                done += count
+                on_progress(done, items)
+        finally:
+            self._running_now = False
+        names = [subject.name for subject in self._subjects()] if variants is None else variants
+        return {name: evidence for name in names if (evidence := self.evidence(name))}
+
+    def _check_run(self, variants: Sequence[str] | None, items: int) -> None:
+        if not 1 <= items <= MAX_RUN_ITEMS:
+            raise ProbeError(f"{items} items were asked for; a run takes 1 to {MAX_RUN_ITEMS:,}")
+        if self._running_now:
+            raise ProbeError("a run of probes is going on already: wait for its end")
+        names = [subject.name for subject in self._subjects()]
+        for name in variants or ():
+            if name not in names:
+                raise ProbeError(f"there is no variant {name!r} to probe; there are {', '.join(names)}")
+
+    def _chosen(self, variants: Sequence[str] | None) -> list[Subject]:
+        """The subjects of a run that are still there, with their reference."""
+        pairs = self._pairs(self._subjects())
+        chosen = [(s, reference) for s, reference in pairs if variants is None or s.name in variants]
+        return list(dict.fromkeys([*(reference for _, reference in chosen), *(s for s, _ in chosen)]))
+
+    def _affordable_items(self, num_subjects: int) -> int:
+        cost = num_subjects * (self._tokens / self._answers if self._answers else self._task.max_new_tokens)
+        return max(1, min(MAX_ROUND_ITEMS, int(self._budget.available() / max(cost, 1))))
+
+    async def _round(self, subjects: Sequence[Subject], count: int, spend: Callable[[int], None]) -> bool:
+        """Asks `subjects`, their reference among them, `count` items at once; False where nobody answered."""
+        pairs = self._pairs(subjects)
+        async with self._turn:
+            files = await asyncio.to_thread(lambda: [self._open(self._key(*pair)) for pair in pairs])
+            seen_by = [file.judge.has_seen for file in files]
+            items = await asyncio.to_thread(
+                self._feed.take, count, lambda item_id: all(has_seen(item_id) for has_seen in seen_by)
+            )
+            asked = [(item, subject) for item in items for subject, _ in pairs]
+            answers = await asyncio.gather(*(self._ask(*question, spend) for question in asked))
+            replies = dict(zip(asked, answers, strict=True))
+            # In the order of the items, not of the answers: wrong ones tend to take longer, and a test that
+            # is looked at all the time must not see the right ones first.
+            entries = []
+            for (subject, reference), file in zip(pairs, files, strict=True):
+                both = [(item, replies[item, subject], replies[item, reference]) for item in items]
+                outcomes = [
+                    Outcome(item.item_id, self._wall_clock(), mine.correct, dense.correct, mine.trap)
+                    for item, mine, dense in both
+                    if mine and dense
+                ]
+                entries.append(self._judge(subject, file, outcomes))
+            await asyncio.to_thread(self._store.append, entries)
+        return any(answers)
+
+    def _judge(self, subject: Subject, file: "_File", outcomes: Sequence[Outcome]) -> Entry:
+        changes = [change for outcome in outcomes if (change := file.judge.push(outcome))]
+        for change in changes:
+            self._report(subject.name, file, change)
+        return Entry(file.key, file.judge.base, file.judge.num_kept, outcomes, changes)
+
+    async def _ask(self, item: TaskItem, subject: Subject, spend: Callable[[int], None]) -> "_Reply | None":
+        try:
+            answer = await self._generate(
+                item.prompt, variant=subject.name, max_tokens=self._task.max_new_tokens
+            )
+            tokens = answer.prompt_tokens + answer.completion_tokens
+            spend(tokens)
+            self._tokens += tokens
+            self._answers += 1
+            correct = await asyncio.to_thread(self._task.grade, item, answer.text)
+        except SecateurError as error:
+            logger.debug("no outcome of %s for %s: %s", item.item_id, subject.name, error)
+            return None
+        return _Reply(correct, classify(answer.text, answer.finish_reason, self._task.answered))
+
+    def _report(self, variant: str, file: "_File", change: VerdictChange) -> None:
+        file.changes.append(change)
+        found = change.evidence
+        logger.warning(
+            "%s is %s now, it was %s: of %d items of %s it solved %.1f%%, %.1f points below the reference",
+            variant,
+            change.after.value,
+            change.before.value,
+            found.items,
+            self._task.name,
+            100 * (found.accuracy or 0),
+            100 * (found.drop or 0),
+        )
+        self._on_verdict(variant, change.before, change.after, found)
+
+    def _pairs(self, subjects: Sequence[Subject]) -> list[tuple[Subject, Subject]]:
+        """Each subject with its reference."""
+        reference = min(subjects, key=lambda subject: subject.sparsity, default=None)
+        return [(subject, reference) for subject in subjects if reference is not None]
+
+    def _key(self, subject: Subject, reference: Subject) -> EvidenceKey:
+        return EvidenceKey(
+            model=self._identity.model,
+            ranking=self._identity.ranking,
+            computation=self._identity.computation,
+            task=self._task.digest,
+            widths=subject.widths,
+            reference_widths=reference.widths,
+        )
+
+    def _find(self, variant: str) -> "_File | None":
+        for subject, reference in self._pairs(self._subjects()):
+            if subject.name == variant:
+                return self._files.get(self._key(subject, reference))
+        return None
+
+    def _open(self, key: EvidenceKey) -> "_File":
+        if key not in self._files:
+            self._files[key] = _File.of(key, self._store.read(key), self._criterion)
+        return self._files[key]
+
+
+@dataclass(frozen=True)
+class _Reply:
+    correct: bool
+    trap: Trap
+
+
+@dataclass(frozen=True)
+class _File:
+    """What is known of one key."""
+
+    key: EvidenceKey
+    judge: Judge
+    changes: deque[VerdictChange]
+
+    @classmethod
+    def of(cls, key: EvidenceKey, record: Record, criterion: Criterion) -> "_File":
+        """By judging the stored outcomes again; with another criterion the verdict may be another."""
+        judge = Judge(criterion, verdict=record.base, is_reference=key.is_reference)
+        for outcome in record.outcomes:
+            judge.push(outcome)
+        if record.changes and record.changes[-1].after is judge.verdict:
+            judge.resume(record.changes[-1].at)
+        return cls(key, judge, deque(record.changes, maxlen=KEPT_CHANGES))
+
+
+class _ItemFeed:
+    """The next items to ask, one call at a time."""
+
+    def __init__(self, task: Task, seed: int) -> None:
+        self._task = task
+        self._seed = seed
+        self._rng = random.Random(seed)
+        self._chunk: list[TaskItem] = []  # of an endless task: not asked yet
+        self._all: list[TaskItem] = []  # of a finite one, in random order
+
+    def take(self, count: int, seen: Callable[[str], bool]) -> list[TaskItem]:
+        """At least one item, at most `count`, no two the same."""
+        return self._new(count) if self._task.num_evaluation is None else self._finite(count, seen)
+
+    def _new(self, count: int) -> list[TaskItem]:
+        if len(self._chunk) < count:
+            # A seed a millisecond: a later process starts beyond all that this one can have used.
+            self._chunk += self._task.evaluation(ENDLESS_CHUNK_ITEMS, self._seed)
+            self._seed += 1
+        taken, self._chunk = self._chunk[:count], self._chunk[count:]
+        return taken
+
+    def _finite(self, count: int, seen: Callable[[str], bool]) -> list[TaskItem]:
+        if not self._all:
+            assert self._task.num_evaluation, "a task has items"
+            self._all = self._task.evaluation(self._task.num_evaluation, self._seed)
+            self._rng.shuffle(self._all)
+        unseen = [item for item in self._all if not seen(item.item_id)]
+        return unseen[:count] or self._rng.sample(self._all, min(count, len(self._all)))
