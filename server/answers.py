@@ -12,17 +12,27 @@ from typing import Any, ClassVar, Literal
 from pydantic import BaseModel, SerializeAsAny, SerializerFunctionWrapHandler, model_serializer
 
 from server.engine.request import FinishReason, TokenLogprobs
-from server.engine.variant import Variant
 from server.generation import Choice, TokenUsage
+from server.policy import Decision, Reason
 from server.tokenization import PromptTokenizer
 
 
 class AppliedVariant(BaseModel):
-    """The size of the model that answered."""
+    """The size of the model that answered, and why this one.
+
+    `instead_of` is the degraded variant it stands in for, `accuracy_drop` what "auto" allowed to be lost.
+    """
 
     variant: str
     sparsity: float
     exact_sparsity: float
+    reason: Reason
+    instead_of: str | None
+    accuracy_drop: float | None
+
+    @model_serializer(mode="wrap")
+    def _without_empty(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return _without_none(serialize(self))
 
 
 class CachedTokens(BaseModel):
@@ -104,8 +114,7 @@ class Answer(BaseModel):
 
     @model_serializer(mode="wrap")
     def _without_empty(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        fields: dict[str, Any] = serialize(self)
-        return {name: value for name, value in fields.items() if value is not None}
+        return _without_none(serialize(self))
 
 
 class AnswerFormat(ABC):
@@ -115,10 +124,10 @@ class AnswerFormat(ABC):
     whole_object: ClassVar[str]
     chunk_object: ClassVar[str]
 
-    def __init__(self, request_id: str, variant: Variant, tokenizer: PromptTokenizer) -> None:
+    def __init__(self, request_id: str, decision: Decision, tokenizer: PromptTokenizer) -> None:
         self._id = f"{self.id_prefix}-{request_id}"
         self._created = int(time.time())
-        self._variant = variant
+        self._decision = decision
         self._tokenizer = tokenizer
         self._begun: set[int] = set()  # choices that have had a chunk
 
@@ -160,16 +169,21 @@ class AnswerFormat(ABC):
             id=self._id,
             object=object_name,
             created=self._created,
-            model=self._variant.name,
+            model=self._decision.variant.name,
             choices=list(choices),
             usage=usage,
             secateur=secateur,
         )
 
     def _applied(self) -> AppliedVariant:
-        variant = self._variant
+        variant = self._decision.variant
         return AppliedVariant(
-            variant=variant.name, sparsity=variant.sparsity, exact_sparsity=variant.exact_sparsity
+            variant=variant.name,
+            sparsity=variant.sparsity,
+            exact_sparsity=variant.exact_sparsity,
+            reason=self._decision.reason,
+            instead_of=self._decision.instead_of,
+            accuracy_drop=self._decision.accuracy_drop,
         )
 
 
@@ -179,8 +193,8 @@ class CompletionFormat(AnswerFormat):
     id_prefix = "cmpl"
     whole_object = chunk_object = "text_completion"
 
-    def __init__(self, request_id: str, variant: Variant, tokenizer: PromptTokenizer) -> None:
-        super().__init__(request_id, variant, tokenizer)
+    def __init__(self, request_id: str, decision: Decision, tokenizer: PromptTokenizer) -> None:
+        super().__init__(request_id, decision, tokenizer)
         self._offsets: dict[int, int] = {}  # choice -> characters told so far
 
     def _whole_choice(self, index: int, choice: Choice) -> CompletionChoice:
@@ -272,3 +286,7 @@ def _usage(usage: TokenUsage) -> Usage:
         total_tokens=usage.prompt_tokens + usage.completion_tokens,
         prompt_tokens_details=CachedTokens(cached_tokens=usage.cached_tokens),
     )
+
+
+def _without_none(fields: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in fields.items() if value is not None}

@@ -13,6 +13,7 @@
     ├── UnknownUrlError             404 unknown_url
     ├── MethodNotAllowedError       405 method_not_allowed
     ├── VariantConflictError        409 variant_conflict
+    ├── DegradedVariantError        409 variant_degraded
     ├── BodyTooLargeError           413 body_too_large
     ├── SchemaError                 422 schema_violation
     ├── BusyError                   429 queue_full
@@ -23,6 +24,7 @@
 Knows the errors of the engine and of FastAPI, and which of the above each becomes. Sends nothing.
 """
 
+import time
 from collections.abc import Mapping, Sequence
 from http import HTTPStatus
 from typing import Any, ClassVar
@@ -30,8 +32,10 @@ from typing import Any, ClassVar
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
+from eval.verdicts import Evidence
 from pruning.errors import SecateurError
 from server.engine.errors import EngineDeadError, PromptTooLongError, QueueFullError
+from server.evidence import evidence_object
 
 
 class RequestError(SecateurError):
@@ -58,7 +62,7 @@ class RequestError(SecateurError):
         if self.retry_after_seconds is not None:
             self.headers["Retry-After"] = str(self.retry_after_seconds)
 
-    def envelope(self) -> dict[str, dict[str, str | None]]:
+    def envelope(self) -> dict[str, dict[str, Any]]:
         """The body of the answer, as OpenAI's clients expect it."""
         return {"error": {"message": self.message, "type": self.type, "param": self.param, "code": self.code}}
 
@@ -143,6 +147,22 @@ class VariantConflictError(RequestError):
     status = HTTPStatus.CONFLICT
     type = "conflict_error"
     code = "variant_conflict"
+
+
+class DegradedVariantError(RequestError):
+    """Evidence speaks against the variant, and the caller does not insist. The envelope holds it."""
+
+    status = HTTPStatus.CONFLICT
+    type = "conflict_error"
+    code = "variant_degraded"
+
+    def __init__(self, message: str, evidence: Evidence) -> None:
+        super().__init__(message, param="sparsity")
+        self.evidence = evidence
+
+    def envelope(self) -> dict[str, dict[str, Any]]:
+        error = super().envelope()["error"]
+        return {"error": {**error, "evidence": evidence_object(self.evidence, time.time())}}
 
 
 class BodyTooLargeError(RequestError):

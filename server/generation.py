@@ -14,7 +14,7 @@ from server.engine.request import FinishReason, SamplingParams, TokenLogprobs
 from server.engine.variant import Variant
 from server.errors import InvalidValueError, ShuttingDownError
 from server.metrics import Metrics
-from server.policy import Ask, VariantPolicy
+from server.policy import Ask, Decision, VariantPolicy
 from server.variants import VariantRegistry
 
 
@@ -41,6 +41,7 @@ class Generations:
 
     Args:
         max_requests: engine requests that may run and wait at once.
+        max_waiting: those of them that may wait.
     """
 
     def __init__(
@@ -50,12 +51,14 @@ class Generations:
         policy: VariantPolicy,
         metrics: Metrics,
         max_requests: int,
+        max_waiting: int,
     ) -> None:
         self.engine = engine
         self.registry = registry
         self.policy = policy
         self.metrics = metrics
         self.max_requests = max_requests
+        self._max_waiting = max_waiting
         self._open: set[Generation] = set()
         self._draining = False
 
@@ -67,6 +70,13 @@ class Generations:
     @property
     def num_open(self) -> int:
         return len(self._open)
+
+    def load(self) -> float:
+        """The share of the queue that is taken: what waits, of what may. 0..1"""
+        step = self.metrics.workload.last_step if self.engine.num_unfinished else None
+        if step is None or self._max_waiting == 0:
+            return 0.0
+        return min(1.0, step.num_waiting / self._max_waiting)
 
     def drain(self) -> None:
         """From now on `open` refuses; what runs goes on."""
@@ -108,11 +118,12 @@ class Generation:
         self._num_choices = 1
         self._streams: list[RequestStream] = []
 
-    def choose(self, ask: Ask) -> Variant:
+    def choose(self, ask: Ask) -> Decision:
         """Picks the variant and holds it until the generation is closed. Raises what the policy raises."""
-        variant = self._owner.policy.resolve(ask, self._owner.registry.offer())
-        self._leases.enter_context(self._owner.registry.lease(variant))
-        return variant
+        owner = self._owner
+        decision = owner.policy.resolve(ask, owner.registry.offer(), owner.load())
+        self._leases.enter_context(owner.registry.lease(decision.variant))
+        return decision
 
     def submit(
         self, prompts: Sequence[list[int]], variant: Variant, sampling: SamplingParams, num_choices: int

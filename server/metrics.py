@@ -22,6 +22,7 @@ from server.engine.request import FinishReason, RequestStats
 from server.engine.stats import StepStats
 from server.errors import error_codes
 from server.variants import VariantRegistry, VariantState
+from server.workload import Workload
 
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 TOKENS = tuple(float(2**exponent) for exponent in range(14))
@@ -34,7 +35,7 @@ class Metrics:
         # The library's only switch is global; a second series for each would double the page.
         disable_created_metrics()  # type: ignore[no-untyped-call]
         self.registry = CollectorRegistry()
-        self.last_step: StepStats | None = None
+        self.workload = Workload()
         self._requests = self._counter(
             "secateur_requests",
             "Answers that have ended; every choice of a request is one.",
@@ -114,7 +115,7 @@ class Metrics:
         self._prompt_tokens.labels(variant).inc(num_tokens)
 
     def step(self, stats: StepStats) -> None:
-        self.last_step = stats
+        self.workload.step(stats)
         self._step_seconds.observe(stats.step_seconds)
         for variant, num_tokens in stats.batch_tokens.items():
             self._batch_tokens.labels(variant).observe(num_tokens)
@@ -165,7 +166,7 @@ class StateCollector(Collector):
 
     def _queue(self) -> Iterator[GaugeMetricFamily]:
         # The engine steps only while it has work, so with none left the last step's numbers are history.
-        step = self._metrics.last_step if self._async_engine.num_unfinished else None
+        step = self._metrics.workload.last_step if self._async_engine.num_unfinished else None
         running = GaugeMetricFamily(
             "secateur_requests_running", "Answers being computed.", labels=["variant"]
         )

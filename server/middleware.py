@@ -22,6 +22,7 @@ logger = logging.getLogger(__name__)
 
 REQUEST_ID_HEADER = "x-request-id"
 VARIANT_HEADER = "x-secateur-variant"
+VARIANT_REASON_HEADER = "x-secateur-reason"
 _SANE_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 _UNLOGGED_PATHS = frozenset({"/metrics", "/health", "/ready"})  # asked every few seconds
 

@@ -1,10 +1,14 @@
-"""Which variant a request gets. Pure: an ask and an offer in, a variant or a refusal out."""
+"""Which variant a request gets. Pure: an ask, an offer with its evidence and a load in, a decision out."""
 
 import math
 from dataclasses import dataclass
+from enum import Enum
+from typing import Literal
 
+from eval.verdicts import Evidence, Verdict
 from server.engine.variant import Variant
 from server.errors import (
+    DegradedVariantError,
     InvalidValueError,
     ModelNotFoundError,
     SparsityNotServedError,
@@ -13,61 +17,138 @@ from server.errors import (
 )
 from server.variants import Offer, VariantState, VariantStatus
 
+AUTO: Literal["auto"] = "auto"
+
 
 @dataclass(frozen=True)
 class Ask:
-    """What a request says about its variant. None is "whatever is the default"."""
+    """What a request says about its variant. None is "whatever is the default".
+
+    Attributes:
+        max_accuracy_drop: with `sparsity` "auto", the accuracy that may be lost to the dense model.
+    """
 
     model: str | None = None
-    sparsity: float | None = None
+    sparsity: float | Literal["auto"] | None = None
     allow_unsafe: bool = False
+    max_accuracy_drop: float | None = None
+
+
+class Reason(str, Enum):
+    """Why a request got its variant."""
+
+    REQUESTED = "requested"
+    DEFAULT = "default"
+    AUTO_PROVEN = "auto_proven"  # the sparsest that is proven to lose no more than the tolerance
+    AUTO_DENSEST = "auto_densest"  # no pruned variant is
+    DEGRADED_FALLBACK = "degraded_fallback"  # the variant meant is degraded, the next denser safe one answers
+
+
+@dataclass(frozen=True)
+class Decision:
+    """A variant, and why it is this one.
+
+    Attributes:
+        instead_of: the name of the degraded variant that would have answered.
+        accuracy_drop: what "auto" allowed to be lost.
+    """
+
+    variant: Variant
+    reason: Reason
+    instead_of: str | None = None
+    accuracy_drop: float | None = None
 
 
 @dataclass(frozen=True)
 class VariantPolicy:
-    """Gives a request exactly the variant it asks for, or an error; never a near one.
+    """Gives a request exactly the variant it asks for, or an error; never a near one, unless told to.
 
     Attributes:
         safe_sparsity: beyond it a variant is served only where allowed.
         allow_unsafe: whether the operator allows it for everyone.
+        on_degraded: whether a degraded variant is refused or replaced.
+        auto_accuracy_drop, max_auto_accuracy_drop: what "auto" allows to be lost on an idle server, and on
+            a full one.
     """
 
     safe_sparsity: float
     allow_unsafe: bool
+    on_degraded: Literal["refuse", "fallback"] = "refuse"
+    auto_accuracy_drop: float = 0.01
+    max_auto_accuracy_drop: float = 0.03
 
-    def resolve(self, ask: Ask, offer: Offer) -> Variant:
-        """The variant for `ask`.
+    def resolve(self, ask: Ask, offer: Offer, load: float) -> Decision:
+        """The variant for `ask`. `load` is the share of the queue that is taken, 0..1.
 
         Raises:
             ModelNotFoundError: the model's name is unknown.
             SparsityNotServedError: no variant has the sparsity.
             InvalidValueError: name and sparsity mean different variants.
             UnsafeSparsityError: it lies beyond the safe margin and nobody allowed that.
-            VariantConflictError: it is disabled or about to go.
+            VariantConflictError: it is about to go.
+            DegradedVariantError: evidence speaks against it, and the caller does not insist.
         """
+        if ask.sparsity == AUTO:
+            return self._auto(ask, offer, load)
         status = self._find(ask, offer)
-        variant = status.variant
-        if variant.sparsity > self.safe_sparsity and not (self.allow_unsafe or ask.allow_unsafe):
+        self._check_margin(status.variant, ask)
+        if status.state is VariantState.RETIRING:
+            raise VariantConflictError(
+                f"{status.variant.name} is being retired and takes no new requests; {_served(offer)}"
+            )
+        if status.state is VariantState.DEGRADED and not ask.allow_unsafe:
+            return self._instead_of(status, offer)
+        named = ask.sparsity is not None or _by_name(ask.model, offer) is not None
+        return Decision(status.variant, Reason.REQUESTED if named else Reason.DEFAULT)
+
+    def _auto(self, ask: Ask, offer: Offer, load: float) -> Decision:
+        named = _by_name(ask.model, offer)
+        if named is not None:
+            raise InvalidValueError(
+                f'model {named.variant.name} is one variant and sparsity "auto" any: give one of them, or '
+                f"model {offer.model}",
+                param="sparsity",
+            )
+        drop = ask.max_accuracy_drop
+        if drop is None:
+            drop = self.auto_accuracy_drop + load * (self.max_auto_accuracy_drop - self.auto_accuracy_drop)
+        densest, *pruned = _in_service(offer)
+        for status in reversed(pruned):
+            if self._is_open(status.variant, ask) and _is_proven(status.evidence, drop):
+                return Decision(status.variant, Reason.AUTO_PROVEN, accuracy_drop=drop)
+        self._check_margin(densest.variant, ask)
+        return Decision(densest.variant, Reason.AUTO_DENSEST, accuracy_drop=drop)
+
+    def _instead_of(self, degraded: VariantStatus, offer: Offer) -> Decision:
+        assert degraded.evidence is not None, "it is what the state comes from"
+        variant = degraded.variant
+        if self.on_degraded == "refuse":
+            raise DegradedVariantError(
+                f"{variant.name} is degraded: probes show that it loses more accuracy than is tolerated; say "
+                f'"allow_unsafe": true to have it all the same; {_served(offer)}',
+                degraded.evidence,
+            )
+        densest, *pruned = (s for s in _in_service(offer) if s.variant.sparsity < variant.sparsity)
+        safe = [s for s in pruned if s.evidence is not None and s.evidence.verdict is Verdict.SAFE]
+        answering = (safe[-1] if safe else densest).variant
+        return Decision(answering, Reason.DEGRADED_FALLBACK, instead_of=variant.name)
+
+    def _is_open(self, variant: Variant, ask: Ask) -> bool:
+        return variant.sparsity <= self.safe_sparsity or self.allow_unsafe or ask.allow_unsafe
+
+    def _check_margin(self, variant: Variant, ask: Ask) -> None:
+        if not self._is_open(variant, ask):
             raise UnsafeSparsityError(
                 f"{variant.name} removes {variant.sparsity:g}; up to {self.safe_sparsity:g} is safe "
                 '(safe_sparsity): say "allow_unsafe": true to have it all the same',
                 param="sparsity" if ask.sparsity is not None else "model",
             )
-        if status.state is VariantState.RETIRING:
-            raise VariantConflictError(
-                f"{variant.name} is being retired and takes no new requests; {_served(offer)}"
-            )
-        if status.state is VariantState.DISABLED and not ask.allow_unsafe:
-            raise VariantConflictError(
-                f'{variant.name} is disabled, its answers are not good enough: say "allow_unsafe": true to '
-                f"have it all the same; {_served(offer)}"
-            )
-        return variant
 
     def _find(self, ask: Ask, offer: Offer) -> VariantStatus:
         by_name = _by_name(ask.model, offer)
         if ask.sparsity is None:
             return by_name or next(status for status in offer.statuses if status.is_default)
+        assert ask.sparsity != AUTO
         by_sparsity = _by_sparsity(ask.sparsity, offer)
         if by_name is not None and by_name != by_sparsity:
             raise InvalidValueError(
@@ -97,6 +178,14 @@ def _by_sparsity(sparsity: float, offer: Offer) -> VariantStatus:
     raise SparsityNotServedError(f"sparsity {sparsity:g} is not served; {_served(offer)}", param="sparsity")
 
 
+def _in_service(offer: Offer) -> list[VariantStatus]:
+    """Never empty, for the default variant does not retire, and the first of them is never degraded."""
+    return [status for status in offer.statuses if status.state is not VariantState.RETIRING]
+
+
+def _is_proven(evidence: Evidence | None, drop: float) -> bool:
+    return evidence is not None and evidence.verdict is Verdict.SAFE and evidence.drop_high <= drop
+
+
 def _served(offer: Offer) -> str:
-    ready = [s.variant.sparsity for s in offer.statuses if s.state is not VariantState.RETIRING]
-    return f"served are {', '.join(f'{sparsity:g}' for sparsity in ready)}"
+    return f"served are {', '.join(f'{status.variant.sparsity:g}' for status in _in_service(offer))}"

@@ -10,8 +10,8 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
 from server.engine.request import SamplingParams
-from server.errors import UnsupportedFieldError
-from server.policy import Ask
+from server.errors import InvalidValueError, UnsupportedFieldError
+from server.policy import AUTO, Ask
 
 MAX_CHOICES = 128
 MAX_LOGPROBS = 20
@@ -88,15 +88,16 @@ class VariantChoice(BaseModel):
     model: str | None = None
     sparsity: Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)] | Literal["auto"] | None = None
     allow_unsafe: bool = False
+    max_accuracy_drop: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] | None = None
 
     def ask(self) -> Ask:
-        """For the policy. Raises UnsupportedFieldError for "auto"."""
-        if self.sparsity == "auto":
-            raise UnsupportedFieldError(
-                'sparsity "auto" is not implemented: give one of the numbers that /v1/variants lists',
-                param="sparsity",
+        """For the policy. Raises InvalidValueError: `max_accuracy_drop` is for "auto" alone."""
+        if self.max_accuracy_drop is not None and self.sparsity != AUTO:
+            raise InvalidValueError(
+                'max_accuracy_drop is for "sparsity": "auto": leave it out, or ask for that',
+                param="max_accuracy_drop",
             )
-        return Ask(self.model, self.sparsity, self.allow_unsafe)
+        return Ask(self.model, self.sparsity, self.allow_unsafe, self.max_accuracy_drop)
 
 
 class GenerationRequest(VariantChoice):

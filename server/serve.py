@@ -118,9 +118,16 @@ def assemble(settings: ServeSettings, loaded: LoadedModel) -> tuple[FastAPI, Gen
     generations = Generations(
         async_engine,
         registry,
-        VariantPolicy(loaded.margin.sparsity, settings.allow_unsafe),
+        VariantPolicy(
+            loaded.margin.sparsity,
+            settings.allow_unsafe,
+            settings.on_degraded,
+            settings.auto_accuracy_drop,
+            settings.probe_tolerance,
+        ),
         metrics,
         max_requests=engine.config.max_num_seqs + engine.config.max_waiting,
+        max_waiting=engine.config.max_waiting,
     )
     app = build_app(
         settings=settings,

@@ -1,4 +1,4 @@
-"""The variants on offer: what they are called, what they cost, the state each is in, who is using them.
+"""The variants on offer: what they are called and cost, what is known of each, who is using them.
 
 Belongs to the event loop. Builds variants from widths; touches no weights, and decides for no request
 which variant it gets (server/policy.py).
@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Protocol
 
+from eval.verdicts import Evidence, Verdict
 from server.engine.variant import Variant
 from server.errors import ModelNotFoundError, VariantConflictError
 
@@ -18,24 +19,27 @@ class VariantState(str, Enum):
     """What may be expected of a variant."""
 
     READY = "ready"
-    DEGRADED = "degraded"  # evidence speaks against it; served all the same
-    DISABLED = "disabled"  # served only to those who insist
+    DEGRADED = "degraded"  # evidence speaks against it: served only to those who insist
     RETIRING = "retiring"  # finishes what it runs, takes nothing new, then is gone
 
 
 @dataclass(frozen=True)
 class VariantStatus:
-    """A variant at one moment. `in_flight` counts the requests that hold it."""
+    """A variant at one moment. `in_flight` counts the requests that hold it; no evidence is None."""
 
     variant: Variant
     state: VariantState
     in_flight: int
     is_default: bool
+    evidence: Evidence | None = None
 
 
 @dataclass(frozen=True)
 class Offer:
-    """What a request can choose from: the model's own name and every variant, sparsest last."""
+    """What a request can choose from: the model's own name and every variant, sparsest last.
+
+    The densest that does not retire is never degraded: it is what the others are held to.
+    """
 
     model: str
     statuses: tuple[VariantStatus, ...]
@@ -155,20 +159,14 @@ class VariantRegistry:
             raise VariantConflictError(
                 f"{name} is the default variant and stays: restart with another default_sparsity to drop it"
             )
-        entry.state = VariantState.RETIRING
+        entry.is_retiring = True
         self._forget_if_drained(entry)
         return self._status(entry)
 
-    def mark(self, name: str, state: VariantState) -> None:
-        """Records what evidence says of a variant. A retiring one stays so.
-
-        Raises:
-            ModelNotFoundError: there is none of that name.
-        """
-        assert state is not VariantState.RETIRING, "retire() does that, and waits for the requests"
-        entry = self._entry(name)
-        if entry.state is not VariantState.RETIRING:
-            entry.state = state
+    def judge(self, name: str, evidence: Evidence) -> None:
+        """Records what is known of a variant now; of one that is gone, nothing."""
+        if name in self._entries:
+            self._entries[name].evidence = evidence
 
     @contextmanager
     def lease(self, variant: Variant) -> Iterator[None]:
@@ -187,13 +185,26 @@ class VariantRegistry:
         return self._entries[name]
 
     def _forget_if_drained(self, entry: "_Entry") -> None:
-        if entry.state is VariantState.RETIRING and entry.in_flight == 0:
+        if entry.is_retiring and entry.in_flight == 0:
             del self._entries[entry.variant.name]
 
     def _status(self, entry: "_Entry") -> VariantStatus:
         return VariantStatus(
-            entry.variant, entry.state, entry.in_flight, is_default=entry.variant.name == self._default
+            entry.variant,
+            self._state(entry),
+            entry.in_flight,
+            is_default=entry.variant.name == self._default,
+            evidence=entry.evidence,
         )
+
+    def _state(self, entry: "_Entry") -> VariantState:
+        if entry.is_retiring:
+            return VariantState.RETIRING
+        if entry.evidence is None or entry.evidence.verdict is not Verdict.DEGRADED:
+            return VariantState.READY
+        sparsity = entry.variant.sparsity
+        has_denser = any(e.variant.sparsity < sparsity and not e.is_retiring for e in self._entries.values())
+        return VariantState.DEGRADED if has_denser else VariantState.READY
 
 
 def variant_name(model: str, sparsity: float) -> str:
@@ -204,5 +215,6 @@ def variant_name(model: str, sparsity: float) -> str:
 @dataclass
 class _Entry:
     variant: Variant
-    state: VariantState = VariantState.READY
+    is_retiring: bool = False
     in_flight: int = 0
+    evidence: Evidence | None = None

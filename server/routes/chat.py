@@ -31,7 +31,7 @@ def chat_router(
         generation: Annotated[Generation, Depends(generation_scope(generations))],
     ) -> Response:
         body.check_supported()
-        variant = generation.choose(body.ask())
+        decision = generation.choose(body.ask())
         tokenizer.check_ids(list(body.logit_bias or ()), "logit_bias")
         prompt = await tokenizer.encode_chat(body.template_messages())
         left = max_model_len - len(prompt)
@@ -43,10 +43,12 @@ def chat_router(
             )
         max_tokens = left if body.answer_limit is None else body.answer_limit
         sampling = body.sampling(max_tokens=max_tokens, logprobs=body.num_logprobs)
-        generation.submit([prompt], variant, sampling, body.num_choices)
-        answer = ChatFormat(generation.request_id, variant, tokenizer)
+        generation.submit([prompt], decision.variant, sampling, body.num_choices)
+        answer = ChatFormat(generation.request_id, decision, tokenizer)
         if not body.stream:
-            return await answer_whole(request, generation, answer, variant)
-        return answer_stream(generation, answer, variant, include_usage=body.include_usage, on_error=on_error)
+            return await answer_whole(request, generation, answer, decision)
+        return answer_stream(
+            generation, answer, decision, include_usage=body.include_usage, on_error=on_error
+        )
 
     return router

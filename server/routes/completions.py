@@ -30,15 +30,17 @@ def completions_router(
         generation: Annotated[Generation, Depends(generation_scope(generations))],
     ) -> Response:
         body.check_supported()
-        variant = generation.choose(body.ask())
+        decision = generation.choose(body.ask())
         tokenizer.check_ids(list(body.logit_bias or ()), "logit_bias")
         prompts = [await tokenizer.encode(prompt, "prompt") for prompt in body.prompts()]
         max_tokens = DEFAULT_MAX_TOKENS if body.max_tokens is None else body.max_tokens
         sampling = body.sampling(max_tokens=max_tokens, logprobs=body.logprobs)
-        generation.submit(prompts, variant, sampling, body.num_choices)
-        answer = CompletionFormat(generation.request_id, variant, tokenizer)
+        generation.submit(prompts, decision.variant, sampling, body.num_choices)
+        answer = CompletionFormat(generation.request_id, decision, tokenizer)
         if not body.stream:
-            return await answer_whole(request, generation, answer, variant)
-        return answer_stream(generation, answer, variant, include_usage=body.include_usage, on_error=on_error)
+            return await answer_whole(request, generation, answer, decision)
+        return answer_stream(
+            generation, answer, decision, include_usage=body.include_usage, on_error=on_error
+        )
 
     return router

@@ -15,10 +15,10 @@ from starlette.responses import Response
 
 from server.answers import Answer, AnswerFormat
 from server.engine.errors import EngineError
-from server.engine.variant import Variant
 from server.errors import RequestError, request_error
 from server.generation import Generation, Generations
-from server.middleware import VARIANT_HEADER
+from server.middleware import VARIANT_HEADER, VARIANT_REASON_HEADER
+from server.policy import Decision
 
 T = TypeVar("T")
 
@@ -37,21 +37,21 @@ def generation_scope(generations: Generations) -> Callable[[], AsyncIterator[Gen
 
 
 async def answer_whole(
-    request: Request, generation: Generation, answer: AnswerFormat, variant: Variant
+    request: Request, generation: Generation, answer: AnswerFormat, decision: Decision
 ) -> Response:
     """The whole answer as JSON. Raises ClientDisconnect as soon as nobody waits for it any more."""
     choices = await _unless_disconnected(request, generation.collect())
     return Response(
         answer.whole(choices, generation.usage()).model_dump_json(),
         media_type="application/json",
-        headers={VARIANT_HEADER: variant.name},
+        headers=_decision_headers(decision),
     )
 
 
 def answer_stream(
     generation: Generation,
     answer: AnswerFormat,
-    variant: Variant,
+    decision: Decision,
     *,
     include_usage: bool,
     on_error: Callable[[RequestError], None],
@@ -74,8 +74,12 @@ def answer_stream(
             yield format_sse_event(data_str="[DONE]")
 
     # The last header keeps nginx from collecting events.
-    headers = {VARIANT_HEADER: variant.name, "cache-control": "no-cache", "x-accel-buffering": "no"}
+    headers = {**_decision_headers(decision), "cache-control": "no-cache", "x-accel-buffering": "no"}
     return EventSourceResponse(events(), headers=headers)
+
+
+def _decision_headers(decision: Decision) -> dict[str, str]:
+    return {VARIANT_HEADER: decision.variant.name, VARIANT_REASON_HEADER: decision.reason.value}
 
 
 def _event(answer: Answer) -> bytes:

@@ -159,7 +159,7 @@ def test_memory_and_variants_are_those_of_the_engine(client: httpx.Client, live:
             state.value: samples["secateur_variant_state", frozenset({label, ("state", state.value)})]
             for state in VariantState
         }
-        assert states == {"ready": 1, "degraded": 0, "disabled": 0, "retiring": 0}
+        assert states == {"ready": 1, "degraded": 0, "retiring": 0}
 
 
 def test_series_are_there_before_the_first_request_with_closed_labels(tiny: Tiny) -> None:

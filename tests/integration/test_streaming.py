@@ -75,7 +75,7 @@ def test_every_chunk_belongs_to_one_answer_and_the_first_says_what_was_applied(
     told = chunks(client, path, body)
     assert len({chunk["id"] for chunk in told}) == len({chunk["created"] for chunk in told}) == 1
     assert {chunk["model"] for chunk in told} == {"tiny:s20"} == {whole.json()["model"]}
-    applied = {"variant": "tiny:s20", "sparsity": 0.2, "exact_sparsity": 1 - 152 / 192}
+    applied = {"variant": "tiny:s20", "sparsity": 0.2, "exact_sparsity": 1 - 152 / 192, "reason": "requested"}
     assert told[0]["secateur"] == whole.json()["secateur"] == pytest.approx(applied)
     assert not any("secateur" in chunk for chunk in told[1:])
     assert whole.headers["x-secateur-variant"] == "tiny:s20"

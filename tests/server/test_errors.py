@@ -4,9 +4,11 @@ import pytest
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
+from eval.verdicts import Verdict
 from pruning.errors import ModelError
 from server.engine.errors import EngineDeadError, PromptTooLongError, QueueFullError
-from server.errors import RequestError, error_codes, request_error
+from server.errors import DegradedVariantError, RequestError, error_codes, request_error
+from tests.server.evidence import evidence
 
 DOCUMENTED = {
     (400, "invalid_value"),
@@ -21,6 +23,7 @@ DOCUMENTED = {
     (404, "unknown_url"),
     (405, "method_not_allowed"),
     (409, "variant_conflict"),
+    (409, "variant_degraded"),
     (413, "body_too_large"),
     (422, "schema_violation"),
     (429, "queue_full"),
@@ -35,13 +38,25 @@ def test_every_class_has_its_status_and_code() -> None:
     assert set(error_codes()) == {code for _, code in DOCUMENTED}
 
 
-@pytest.mark.parametrize("kind", RequestError.__subclasses__(), ids=lambda kind: kind.__name__)
+PLAIN = [kind for kind in RequestError.__subclasses__() if kind is not DegradedVariantError]
+
+
+@pytest.mark.parametrize("kind", PLAIN, ids=lambda kind: kind.__name__)
 def test_the_envelope_has_openais_four_fields(kind: type[RequestError]) -> None:
     error = kind("limit, value, way out")
     assert error.envelope() == {
         "error": {"message": "limit, value, way out", "type": kind.type, "param": None, "code": kind.code}
     }
     assert ("Retry-After" in error.headers) == (kind.code in {"queue_full", "shutting_down"})
+
+
+def test_a_degraded_variant_is_refused_with_the_evidence() -> None:
+    error = DegradedVariantError("limit, value, way out", evidence(Verdict.DEGRADED, updated_at=0.0))
+    told = error.envelope()["error"]
+    assert (told["message"], told["code"]) == ("limit, value, way out", "variant_degraded")
+    assert told["evidence"]["verdict"] == "degraded"
+    assert told["evidence"]["traps"] == {"missing_stop": 1}
+    assert told["evidence"]["age_seconds"] > 1e9  # since the epoch
 
 
 @pytest.mark.parametrize(

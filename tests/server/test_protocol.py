@@ -7,7 +7,8 @@ import pytest
 from pydantic import ValidationError
 
 from server.engine.request import SamplingParams
-from server.errors import UnsupportedFieldError
+from server.errors import InvalidValueError, UnsupportedFieldError
+from server.policy import Ask
 from server.protocol import ChatCompletionRequest, CompletionRequest, GenerationRequest
 
 MESSAGES = [{"role": "user", "content": "hi"}]
@@ -104,9 +105,13 @@ def test_unknown_fields_are_tolerated() -> None:
     completion(user="me", metadata={"a": "b"}, my_own=1).check_supported()
 
 
-def test_automatic_sparsity_is_refused_by_name() -> None:
-    with pytest.raises(UnsupportedFieldError, match="/v1/variants"):
-        completion(sparsity="auto").ask()
+def test_an_accuracy_drop_goes_with_automatic_sparsity_alone() -> None:
+    assert completion(sparsity="auto").ask() == Ask(sparsity="auto")
+    assert completion(sparsity="auto", max_accuracy_drop=0.02).ask().max_accuracy_drop == 0.02
+    for sparsity in (None, 0.2):
+        with pytest.raises(InvalidValueError, match="auto") as caught:
+            completion(sparsity=sparsity, max_accuracy_drop=0.02).ask()
+        assert caught.value.param == "max_accuracy_drop"
 
 
 def test_only_text_parts_are_taken() -> None:

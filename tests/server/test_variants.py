@@ -2,9 +2,11 @@
 
 import pytest
 
+from eval.verdicts import Verdict
 from server.errors import ModelNotFoundError, VariantConflictError
 from server.policy import Ask, VariantPolicy
 from server.variants import VariantBuilder, VariantRegistry, VariantState, variant_name
+from tests.server.evidence import evidence
 
 RESIDENT = 90
 
@@ -26,9 +28,12 @@ def widths_at(sparsity: float) -> tuple[int, ...]:
     return (round(100 * (1 - sparsity)),) * 2
 
 
+def builder() -> VariantBuilder:
+    return VariantBuilder("mini", widths_at, lambda widths: 1 - sum(widths) / 200, Weights())
+
+
 def registry(*sparsities: float) -> VariantRegistry:
-    builder = VariantBuilder("mini", widths_at, lambda widths: 1 - sum(widths) / 200, Weights())
-    return VariantRegistry(builder, sparsities, sparsities[0])
+    return VariantRegistry(builder(), sparsities, sparsities[0])
 
 
 def names(of: VariantRegistry) -> list[str]:
@@ -72,10 +77,10 @@ def test_a_retiring_variant_goes_with_its_last_request() -> None:
         with variants.lease(variant):
             assert variants.retire("mini:s20").in_flight == 2
             with pytest.raises(VariantConflictError, match="being retired"):
-                VariantPolicy(0.5, False).resolve(Ask(sparsity=0.2), variants.offer())
+                VariantPolicy(0.5, False).resolve(Ask(sparsity=0.2), variants.offer(), load=0.0)
         assert names(variants) == ["mini:s10", "mini:s20"]
         variants.retire("mini:s20")  # once more changes nothing
-        variants.mark("mini:s20", VariantState.READY)  # neither does evidence
+        variants.judge("mini:s20", evidence(Verdict.SAFE))  # neither does evidence
         assert variants.offer().statuses[1].state is VariantState.RETIRING
     assert names(variants) == ["mini:s10"]
 
@@ -96,7 +101,36 @@ def test_the_default_variant_stays_and_an_unknown_one_is_named() -> None:
         variants.retire("mini:s99")
 
 
-def test_evidence_marks_a_variant() -> None:
+@pytest.mark.parametrize(
+    ("verdict", "state"),
+    [
+        (Verdict.UNPROVEN, VariantState.READY),
+        (Verdict.SAFE, VariantState.READY),
+        (Verdict.DEGRADED, VariantState.DEGRADED),
+    ],
+)
+def test_evidence_against_a_variant_degrades_it(verdict: Verdict, state: VariantState) -> None:
     variants = registry(0.1, 0.2)
-    variants.mark("mini:s20", VariantState.DISABLED)
-    assert variants.offer().statuses[1].state is VariantState.DISABLED
+    known = evidence(verdict)
+    variants.judge("mini:s20", known)
+    densest, judged = variants.offer().statuses
+    assert (judged.state, judged.evidence) == (state, known)
+    assert (densest.state, densest.evidence) == (VariantState.READY, None)
+    variants.judge("mini:s20", evidence(Verdict.SAFE))
+    assert variants.offer().statuses[1].state is VariantState.READY
+
+
+def test_the_densest_in_service_is_never_degraded() -> None:
+    variants = VariantRegistry(builder(), (0.1, 0.2), default_sparsity=0.2)
+    for name in ("mini:s10", "mini:s20"):
+        variants.judge(name, evidence(Verdict.DEGRADED))
+    assert [s.state for s in variants.offer().statuses] == [VariantState.READY, VariantState.DEGRADED]
+    variants.retire("mini:s10")
+    assert [s.state for s in variants.offer().statuses] == [VariantState.READY]
+
+
+def test_evidence_of_a_variant_that_has_gone_is_dropped_and_does_not_come_back() -> None:
+    variants = registry(0.1, 0.2)
+    variants.retire("mini:s20")
+    variants.judge("mini:s20", evidence(Verdict.DEGRADED))
+    assert variants.add(0.2).evidence is None
