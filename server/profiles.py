@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from eval.task import CalibrationSource
-from eval.tasks.prompts import JsonlPrompts, task_named
+from eval.tasks.registry import open_calibration
 from pruning.calibration import CalibrationData, build_profile
 from pruning.checkpoint import Checkpoint, default_cache_dir, open_checkpoint
 from pruning.profile import SelectivityProfile, load
@@ -21,7 +21,6 @@ from server.settings import (
     CommonSettings,
     ProfileSettings,
     RankingSettings,
-    SettingsError,
 )
 
 logger = logging.getLogger(__name__)
@@ -47,7 +46,9 @@ def profile_for_serving(settings: RankingSettings, checkpoint: Checkpoint) -> Se
     path = settings.profile or cached_path(settings, checkpoint)
     if settings.profile is None and not path.exists():
         logger.info("there is no profile of %s for %s yet; measuring one", checkpoint.name, settings.task)
-        data = calibration_data(task_named(settings.task), DEFAULT_NUM_PROMPTS, DEFAULT_SEED)
+        data = calibration_data(
+            open_calibration(settings.task, settings.task_options()), DEFAULT_NUM_PROMPTS, DEFAULT_SEED
+        )
         profile = _measure(settings, checkpoint, data)
         profile.save(path)
         return profile
@@ -68,7 +69,7 @@ def measure_profile(settings: ProfileSettings) -> tuple[Path, SelectivityProfile
         StaleProfileError: there is one of something else, and `force` is not set.
         SettingsError, TaskError, ModelError, ProfileError: it cannot be measured.
     """
-    source = _source(settings)
+    source = open_calibration(settings.task, settings.task_options())
     checkpoint = open_model(settings)
     path = settings.out or cached_path(settings, checkpoint)
     data = calibration_data(source, settings.num_prompts, settings.seed)
@@ -108,14 +109,6 @@ def cached_path(settings: CommonSettings, checkpoint: Checkpoint) -> Path:
         key = checkpoint.fingerprint
     cache_dir = settings.cache_dir or default_cache_dir()
     return cache_dir / "profiles" / f"{checkpoint.name}-{settings.task}-{key[:8]}.safetensors"
-
-
-def _source(settings: ProfileSettings) -> CalibrationSource:
-    if settings.prompts is None:
-        return task_named(settings.task)
-    if settings.distractors is None:
-        raise SettingsError("--prompts wants --distractors, a JSON lines file of prompts foreign to the task")
-    return JsonlPrompts(settings.task, settings.prompts, settings.prompt_field, settings.distractors)
 
 
 def _measure(settings: CommonSettings, checkpoint: Checkpoint, data: CalibrationData) -> SelectivityProfile:

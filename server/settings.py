@@ -19,6 +19,8 @@ from pydantic_settings import (
     SettingsConfigDict,
 )
 
+from eval.tasks.jsonl import Match
+from eval.tasks.registry import TaskOptions
 from pruning.errors import SecateurError
 
 ENV_PREFIX = "SECATEUR_"
@@ -55,8 +57,40 @@ Sparsity = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 
 
-class CommonSettings(BaseSettings):
-    """Which model, and what its neurons are measured on"""
+class TaskSettings(BaseSettings):
+    """The task: what neurons are measured on, and what variants are judged by"""
+
+    task: str = Field(
+        "arithmetic", description="arithmetic, gsm8k, humaneval, mbpp (secateur tasks), or a name of your own"
+    )
+    prompts: Path | None = Field(None, description="JSON lines file with the task's problems")
+    distractors: Path | None = Field(
+        None,
+        description="JSON lines file with prompts foreign to the task; built-in ones have made-up stories",
+    )
+    prompt_field: str = Field("prompt", description="field of your own task's prompts")
+    answer_field: str | None = Field(
+        None, description="field of your own task's expected answers; default: it has none"
+    )
+    match: Match = Field("exact", description="how your own task's answers are held to the expected ones")
+    i_accept_unsandboxed_code: bool = Field(
+        False, description="run model-written code even where no sandbox can be had"
+    )
+
+    def task_options(self) -> TaskOptions:
+        """The same for eval/tasks/registry.py."""
+        return TaskOptions(
+            path=self.prompts,
+            distractors_path=self.distractors,
+            prompt_field=self.prompt_field,
+            answer_field=self.answer_field,
+            match=self.match,
+            accept_unsandboxed_code=self.i_accept_unsandboxed_code,
+        )
+
+
+class CommonSettings(TaskSettings):
+    """Which model, and where"""
 
     model_config = SettingsConfigDict(
         frozen=True, extra="forbid", env_prefix=ENV_PREFIX, env_ignore_empty=True, validate_default=True
@@ -64,7 +98,6 @@ class CommonSettings(BaseSettings):
 
     config: Path | None = Field(None, description="YAML file with any of these settings, spelled with _")
     model: str = Field("math-mini", description="checkpoint directory, GGUF file, hub id, or math-mini")
-    task: str = Field("arithmetic", description="what the model is for; names the calibration prompts")
     cache_dir: Path | None = Field(None, description="where profiles are kept; default: ~/.cache/secateur")
     device: str = Field("auto", description="cpu, cuda, cuda:1 ...; auto takes CUDA where there is one")
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = Field(
@@ -216,9 +249,6 @@ class CalibrationSettings(BaseSettings):
 
     out: Path | None = Field(None, description="file to write; default: the cache, where serve looks")
     force: bool = Field(False, description="measure again though there is a profile")
-    prompts: Path | None = Field(None, description="JSON lines file with the task's prompts")
-    prompt_field: str = Field("prompt", description="field of --prompts that holds the prompt")
-    distractors: Path | None = Field(None, description="JSON lines file with prompts foreign to the task")
     num_prompts: int = Field(
         DEFAULT_NUM_PROMPTS, ge=1, description="prompts of the task, and as many distractors"
     )

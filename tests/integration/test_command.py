@@ -80,7 +80,7 @@ def environment(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> dict[st
     """Variables that name the tiny model, a task, and a cache that holds its profile."""
     directory = tmp_path_factory.mktemp("command")
     prompts = directory / "prompts.jsonl"
-    prompts.write_text("\n".join(json.dumps({"prompt": f"count to {i}"}) for i in range(4)))
+    prompts.write_text("\n".join(json.dumps({"prompt": f"count to {i}"}) for i in range(16)))
     variables = {
         **{name: value for name, value in os.environ.items() if not name.startswith("SECATEUR_")},
         "SECATEUR_MODEL": str(tiny.checkpoint.path),

@@ -12,7 +12,7 @@ from pruning.errors import StaleProfileError
 from pruning.profile import load
 from server import profiles
 from server.profiles import measure_profile, open_model, profile_for_serving
-from server.settings import ProfileSettings, ServeSettings, SettingsError
+from server.settings import ProfileSettings, ServeSettings
 from tests.tiny import tiny_checkpoint
 
 NUM_PROMPTS = 3
@@ -27,7 +27,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def prompt_files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     directory = tmp_path_factory.mktemp("prompts")
     for name, field in (("prompts", "text"), ("distractors", "prompt")):
-        lines = [json.dumps({field: f"{name} number {i}"}) for i in range(5)]
+        lines = [json.dumps({field: f"{name} number {i}"}) for i in range(16)]
         (directory / name).write_text("\n".join(lines) + "\n")
     return {name: directory / name for name in ("prompts", "distractors")}
 
@@ -94,5 +94,5 @@ def test_a_task_without_prompts_is_refused_with_the_way_out(
     serving = ServeSettings(model=measurement["model"], task="notes", cache_dir=tmp_path / "empty")
     with pytest.raises(TaskError, match=r"arithmetic.*secateur profile --task notes --prompts"):
         profile_for_serving(serving, open_model(serving))
-    with pytest.raises(SettingsError, match="--distractors"):
+    with pytest.raises(TaskError, match="--distractors"):
         measure_profile(ProfileSettings(**{**measurement, "distractors": None}))
