@@ -27,7 +27,7 @@ from bench.workloads import CONCURRENCY, Workloads
 DEFAULT_MODEL = Path("~/.cache/reference-models/coder-0.5b")
 MIXED = (0.0, 0.1, 0.2, 0.35)  # of W4
 PRUNED = (0.1, 0.2, 0.3, 0.4, 0.5)  # W1 and W2 at each, beside the dense model
-ADDED = tuple(round(0.01 + 0.02 * i, 2) for i in range(20))  # variants that come and go
+ADDED = tuple(round(0.015 + 0.02 * i, 3) for i in range(20))  # variants that are served beside those
 STARTS = 3
 LOGS = Path("~/.cache/secateur/bench-logs").expanduser()
 
@@ -143,7 +143,7 @@ def main() -> None:
     arguments = parse_arguments()
     try:
         result = asyncio.run(run(arguments))
-    except BenchError as error:
+    except (BenchError, httpx.HTTPError) as error:
         sys.exit(f"bench: {error}")
     text = json.dumps(result, indent=1)
     if arguments.out:

@@ -66,10 +66,13 @@ class Server:
 
 
 def secateur(model: Path, options: Sequence[str]) -> Launch:
-    """Ours, on a checkpoint directory. It computes nothing but what is asked: no probes, no shadow passes."""
+    """Ours, on a checkpoint directory. It computes what is asked, no less and no more.
+
+    So nothing comes from a prefix cache (which the peers have switched off as well), and nothing is probed.
+    """
     command = [sys.executable, "-m", "server", "serve", "--model", str(model), "--port", "{port}"]
-    command += ["--probe-budget", "0", "--shadow-share", "0", *options]
-    return Launch("secateur", model.name, command, "/ready")
+    command += ["--no-prefix-caching", "--probe-budget", "0", "--shadow-share", "0"]
+    return Launch("secateur", model.name, [*command, *options], "/ready")
 
 
 @contextlib.asynccontextmanager

@@ -93,7 +93,7 @@ async def _mixed(plan: Plan, engine: str) -> dict[str, Any]:
     async with plan.four(engine) as four, plan.ours() as ours:
         contenders = [
             replace(ours, sparsities=MIXED),
-            replace(ours, name="secateur, dense", workloads=plan.workloads(), sparsities=(0.0,)),
+            replace(ours, name="secateur, dense", sparsities=(0.0,)),
             four,
         ]
         for each in (ours, four):

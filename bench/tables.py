@@ -1,0 +1,209 @@
+"""The tables of docs/performance.md, as Markdown, each from the committed results alone."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+from bench.results import OURS, Results, Run
+from bench.roofline import parts
+from bench.targets import ALONE, FIGURES, pruning_gains, verdicts
+
+Table = Callable[[Results], str]
+_MISSING = "*Not measured yet.*"
+
+
+def targets(results: Results) -> str:
+    rows = []
+    for each in verdicts(results):
+        number = "{:.0f} {}" if each.unit in ("%", "ms", "B") else "{:.2f} {}"
+        told = "reached" if each.reached else f"not reached: {each.measured / each.wanted:.0%} of it"
+        sign = "≤" if each.at_most else "≥"
+        wanted, measured = (number.format(value, each.unit) for value in (each.wanted, each.measured))
+        rows.append([each.name, f"{sign} {wanted}", measured, told])
+    return _table(["target", "wanted", "measured", ""], rows)
+
+
+def workloads(results: Results) -> str:
+    run = results.run("peers-w123")
+    if run is None:
+        return _MISSING
+    heads = ["tokens/s", *run.contenders, *(f"over {peer}" for peer in run.peers)]
+    rows = [
+        [
+            cell,
+            *(
+                _spread(run.document["contenders"][name]["figures"][cell][FIGURES[cell]])
+                for name in run.contenders
+            ),
+            *(_ratio(run.ratio(cell, FIGURES[cell], peer)) for peer in run.peers),
+        ]
+        for cell in run.cells()
+    ]
+    return _table(heads, rows)
+
+
+def mixed(results: Results) -> str:
+    rows = []
+    for engine in ("openvino", "vllm"):
+        run = results.run(f"peers-w4-{engine}")
+        for name in run.contenders if run else ():
+            assert run is not None
+            contender = run.document["contenders"][name]
+            resident = f"{contender['resident_bytes'] / 2**30:.1f} GiB"
+            ratio = "" if name == OURS else _ratio(run.ratio("W4", FIGURES["W4"], name))
+            figure = _spread(contender["figures"]["W4"][FIGURES["W4"]])
+            rows.append([f"beside {engine}", name, figure, ratio, resident])
+    heads = ["run", "servers", "output tokens/s", "W4 over it", "memory (PSS)"]
+    return _table(heads, rows) if rows else _MISSING
+
+
+def pruning(results: Results) -> str:
+    run = results.run(ALONE)
+    if run is None:
+        return _MISSING
+    rows = [
+        [
+            gain.cell,
+            f"{gain.sparsity:g}",
+            f"{gain.exact_sparsity:.3f}",
+            f"{gain.allowed:.3f} ×",
+            f"{gain.measured:.3f} ×",
+            f"{gain.share:.0%}",
+        ]
+        for gain in pruning_gains(run)
+    ]
+    return _table(["workload", "sparsity", "exactly", "allowed", "measured", "share of the gain"], rows)
+
+
+def service(results: Results) -> str:
+    document = results.document(ALONE)
+    if document is None:
+        return _MISSING
+    run, memory, adding = Run(document), document["memory"], document["adding"]
+    figures = document["contenders"][OURS]["figures"]
+    gib = {name: f"{value / 2**30:.2f} GiB" for name, value in memory.items()}
+    rows = [
+        ["from its start until ready", _spread(document["ready_seconds"]["ready_seconds"], 2) + " s"],
+        ["weights held, KV configured", f"{gib['weight_bytes']}, {gib['kv_bytes']}"],
+        ["peak resident set when ready, at the end", f"{gib['peak_bytes_when_ready']}, {gib['peak_bytes']}"],
+        ["adding a variant over HTTP", _spread(adding["seconds"], 1, 1e3) + " ms"],
+        ["weights that it takes", f"{adding['weight_bytes'] / 20:.0f} B"],
+        ["W2: time outside of engine steps", _spread(figures["W2"]["outside_steps_ratio"], 1, 100) + " %"],
+        ["W2: event loop, of all cores' time", _spread(figures["W2"]["event_loop_ratio"], 1, 100) + " %"],
+        ["W1: between two tokens, p50", _spread(figures["W1"]["inter_token_p50_seconds"], 1, 1e3) + " ms"],
+        ["W1: between two tokens, p99", _spread(figures["W1"]["inter_token_p99_seconds"], 1, 1e3) + " ms"],
+        ["W4, requests dealt over 0, 0.1, 0.2, 0.35", _spread(figures["W4"][FIGURES["W4"]]) + " tokens/s"],
+        ["reading limit, best of the run", f"{run.limit('bytes_per_second') / 1e9:.0f} GB/s"],
+        ["multiplying limit, best of the run", f"{run.limit('flops_per_second') / 1e9:.0f} GFLOP/s"],
+    ]
+    return _table(["", "median (range)"], rows)
+
+
+def growth(results: Results) -> str:
+    run = results.run("peers-growth")
+    return _MISSING if run is None else _curve(run, "streams", {"output tokens/s": FIGURES["W2"]})
+
+
+def context(results: Results) -> str:
+    run = results.run("peers-context")
+    figures = {"prefill tokens/s": FIGURES["W3"], "decode tokens/s": FIGURES["W1"]}
+    return _MISSING if run is None else _curve(run, "context", figures)
+
+
+def roofline(results: Results) -> str:
+    run = results.run(ALONE)
+    if run is None:
+        return _MISSING
+    rows = [
+        [
+            each.step,
+            each.part,
+            f"{each.cost.num_bytes / 1e6:,.0f}",
+            f"{each.cost.num_flops / 1e9:,.1f}",
+            f"{1e3 * each.least_seconds:,.1f}",
+            "" if each.seconds is None else f"{1e3 * each.seconds:,.1f}",
+            "" if each.share is None else f"{each.share:.0%}",
+        ]
+        for each in parts(run)
+    ]
+    return _table(["step", "part", "MB", "GFLOP", "least ms", "ms", "share"], rows)
+
+
+def kernels(results: Results) -> str:
+    document = results.document("kernels")
+    if document is None:
+        return _MISSING
+    rows = [
+        [
+            work["name"],
+            f"{1e3 * work['seconds']:.3f}",
+            f"{work['bytes_per_second'] / 1e9:.1f}",
+            f"{work['flops_per_second'] / 1e9:,.0f}",
+            f"{work['share_of_limit']:.0%}",
+            f"{work['times_torch']:.2f}",
+        ]
+        for work in document["work"]
+    ]
+    return _table(["one layer's", "ms", "GB/s", "GFLOP/s", "share of the limit", "× torch"], rows)
+
+
+def provenance(results: Results) -> str:
+    rows = []
+    for name in results.names():
+        document = results.document(name)
+        assert document is not None
+        machine, peers = document["machine"], document.get("peers", {})
+        versions = {**document["versions"], **{k: v for peer in peers.values() for k, v in peer.items()}}
+        rows.append(
+            [
+                f"[{name}](../bench/results/{name}.json)",
+                document["started"],
+                f"`{document['commit']}`",
+                f"{machine['cores']} cores of {machine['cpu']}, {machine['memory_bytes'] / 2**30:.0f} GiB",
+                ", ".join(f"{key} {value}" for key, value in versions.items()),
+            ]
+        )
+    return _table(["results", "measured", "commit", "machine", "versions"], rows)
+
+
+TABLES: Mapping[str, Table] = {
+    "targets": targets,
+    "workloads": workloads,
+    "mixed": mixed,
+    "pruning": pruning,
+    "service": service,
+    "growth": growth,
+    "context": context,
+    "roofline": roofline,
+    "kernels": kernels,
+    "provenance": provenance,
+}
+
+
+def _curve(run: Run, axis: str, figures: Mapping[str, str]) -> str:
+    heads = [axis, *(f"{name}: {title}" for title in figures for name in run.contenders)]
+    rows = [
+        [
+            cell,
+            *(
+                f"{run.median(name, cell, figure):,.0f}"
+                for figure in figures.values()
+                for name in run.contenders
+            ),
+        ]
+        for cell in run.cells()
+    ]
+    return _table(heads, rows)
+
+
+def _spread(values: Mapping[str, Any], digits: int = 0, scale: float = 1.0) -> str:
+    median, least, most = (f"{scale * values[key]:,.{digits}f}" for key in ("median", "min", "max"))
+    return f"{median} ({least}–{most})"
+
+
+def _ratio(values: Mapping[str, float]) -> str:
+    return f"{values['median']:.2f} × ({values['min']:.2f}–{values['max']:.2f})"
+
+
+def _table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [heads, ["---"] * len(heads), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)

@@ -1,0 +1,125 @@
+"""What was wanted of the speed and size of Secateur, and what the measurements say to it."""
+
+import statistics
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from bench.costs import Geometry
+from bench.results import OURS, Results, Run
+
+ALONE = "serve-coder-0.5b"
+# What counts in each workload.
+FIGURES = {
+    "W1": "decode_tokens_per_second",
+    "W2": "output_tokens_per_second",
+    "W3": "prefill_tokens_per_second",
+    "W4": "output_tokens_per_second",
+}
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """One target. `wanted` is a least value, or with `at_most` a largest."""
+
+    name: str
+    wanted: float
+    measured: float
+    unit: str = "×"
+    at_most: bool = False
+
+    @property
+    def reached(self) -> bool:
+        return self.measured <= self.wanted if self.at_most else self.measured >= self.wanted
+
+
+def verdicts(results: Results) -> Iterator[Verdict]:
+    """On every target that was measured."""
+    if compared := results.run("peers-w123"):
+        yield from _against_peers(compared)
+    for engine, wanted in (("openvino", 2.0), ("vllm", 3.0)):
+        if mixed := results.run(f"peers-w4-{engine}"):
+            yield from _against_four(mixed, engine, wanted)
+    if alone := results.run(ALONE):
+        yield from _pruning_pays(alone)
+        yield from _service(alone)
+
+
+def _against_peers(run: Run) -> Iterator[Verdict]:
+    for cell, wanted in (("W1", 1.6), ("W2", 1.3), ("W3", 1.1)):
+        ratios = [run.ratio(cell, FIGURES[cell], peer)["median"] for peer in run.peers]
+        yield Verdict(f"{cell} over the best peer", wanted, min(ratios))
+
+
+def _against_four(run: Run, engine: str, wanted: float) -> Iterator[Verdict]:
+    four, dense = f"4 x {engine}", f"{OURS}, dense"
+    yield Verdict(
+        f"W4 over our own W2 at 0 (beside {engine})", 1.0, run.ratio("W4", FIGURES["W4"], dense)["median"]
+    )
+    yield Verdict(f"W4 over four {engine} servers", wanted, run.ratio("W4", FIGURES["W4"], four)["median"])
+    share = run.resident_bytes(OURS) / run.resident_bytes(four)
+    yield Verdict(f"W4's memory over four {engine} servers'", 1 / 3, share, at_most=True)
+
+
+def _pruning_pays(run: Run) -> Iterator[Verdict]:
+    for cell in ("W1", "W2"):
+        gains = [gain for gain in pruning_gains(run) if gain.cell == cell]
+        if gains:
+            least = min(gains, key=lambda gain: gain.share)
+            name = f"{cell}'s gain by pruning, of what was removed; least, at {least.sparsity:g}"
+            yield Verdict(name, 85, 100 * least.share, "%")
+
+
+@dataclass(frozen=True)
+class Gain:
+    """What leaving neurons out brought: times faster than dense, and times that the counts allow."""
+
+    cell: str
+    sparsity: float
+    exact_sparsity: float
+    allowed: float
+    measured: float
+
+    @property
+    def share(self) -> float:
+        return (self.measured - 1) / (self.allowed - 1)
+
+
+def pruning_gains(run: Run) -> list[Gain]:
+    """W1 is held to the bytes that a step reads, W2 to the FLOPs from prompt to last token."""
+    geometry = Geometry(**run.document["geometry"])
+    gains = []
+    for cell in run.cells():
+        workload, _, sparsity = cell.partition(" at ")
+        if not sparsity:
+            continue
+        exact = run.document["variants"][sparsity]
+        if workload == "W1":
+            context = run.median(OURS, cell, "prompt_tokens") + 64
+            allowed = geometry.decode([0.0], context).num_bytes / geometry.decode([exact], context).num_bytes
+        else:
+            prompt, output = (round(run.median(OURS, cell, f"{n}_tokens") / 32) for n in ("prompt", "output"))
+            allowed = geometry.answer_flops(prompt, output, 0.0) / geometry.answer_flops(
+                prompt, output, exact
+            )
+        figure = FIGURES[workload]
+        pairs = zip(run.values(OURS, cell, figure), run.values(OURS, workload, figure), strict=True)
+        measured = statistics.median(pruned / dense for pruned, dense in pairs)
+        gains.append(Gain(workload, float(sparsity), exact, allowed, measured))
+    return gains
+
+
+def _service(run: Run) -> Iterator[Verdict]:
+    memory = run.document["memory"]
+    held = memory["weight_bytes"] + memory["kv_bytes"]
+    yield Verdict(
+        "ready after", 5.0, run.document["ready_seconds"]["ready_seconds"]["median"], "s", at_most=True
+    )
+    yield Verdict("peak memory over weights and KV", 1.15, memory["peak_bytes"] / held, at_most=True)
+    adding = run.document["adding"]
+    yield Verdict("adding a variant, slowest of 20", 50, 1e3 * adding["seconds"]["max"], "ms", at_most=True)
+    yield Verdict("weight bytes of 20 variants added", 0, adding["weight_bytes"], "B", at_most=True)
+    gateway = run.median(OURS, "W2", "gateway_ratio")
+    yield Verdict("gateway's share of W2", 5, 100 * gateway, "%", at_most=True)
+    slow, usual = (run.values(OURS, "W1", f"inter_token_{q}_seconds") for q in ("p99", "p50"))
+    jitter = statistics.median(a / b for a, b in zip(slow, usual, strict=True))
+    yield Verdict("W1 inter-token p99 over p50", 1.5, jitter, at_most=True)
