@@ -101,7 +101,7 @@ class Prober:
         self._tokens, self._answers = 0, 0
 
     def load(self) -> None:
-        """Reads what is known of the subjects from the store. Blocks; rounds do it where nobody did before."""
+        """Reads what is known of the subjects from the store. Blocks; rounds do it for later ones."""
         for subject, reference in self._pairs(self._subjects()):
             self._open(self._key(subject, reference))
 
@@ -206,7 +206,8 @@ class Prober:
                     for item, mine, dense in both
                     if mine and dense
                 ]
-                entries.append(self._judge(subject, file, outcomes))
+                if outcomes:
+                    entries.append(self._judge(subject, file, outcomes))
             await asyncio.to_thread(self._store.append, entries)
         return any(answers)
 

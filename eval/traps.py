@@ -44,8 +44,8 @@ class LoopDetector:
     def push(self, token_id: int) -> bool:
         """Takes the next token; True once the answer is a loop and should be ended, and ever after.
 
-        That is at least 256 tokens in which one phrase follows itself five times. 128 zeros with commas, an
-        eight by eight table of zeros and a ruled line of 200 dashes are none.
+        That takes 256 tokens and five times the same phrase. A hundred zeros with commas, an eight by eight
+        table of zeros, a ruled line of 200 dashes are none.
         """
         place, matched = self._count, self._matched
         earlier = self._places.setdefault(token_id, deque())
@@ -62,8 +62,7 @@ class LoopDetector:
     def looping_when_cut_off(self) -> bool:
         """Whether an answer that has reached its length limit here ends in a loop.
 
-        At least 32 tokens in which one phrase follows itself four times are enough to say so of an answer
-        that did not end.
+        32 tokens and four times the same phrase are enough to say so of an answer that did not end.
         """
         return self._looping or self._repeats(CUT_OFF_TOKENS, CUT_OFF_REPEATS)
 
