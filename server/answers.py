@@ -7,10 +7,12 @@ variant in `model`.
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel, SerializeAsAny, SerializerFunctionWrapHandler, model_serializer
 
+from server.engine.async_engine import Delta
 from server.engine.request import FinishReason, TokenLogprobs
 from server.generation import Choice, TokenUsage
 from server.policy import Decision, Reason
@@ -51,11 +53,14 @@ class Usage(BaseModel):
 
 
 class CompletionLogprobs(BaseModel):
-    """Of completions: parallel lists, one entry a token. Offsets count characters of the answer's text."""
+    """Of completions: parallel lists, one entry a token. Offsets count characters of the answer's text.
+
+    Where the prompt is echoed its first token has no log-probabilities: nothing comes before it.
+    """
 
     tokens: list[str]
-    token_logprobs: list[float]
-    top_logprobs: list[dict[str, float]] | None
+    token_logprobs: list[float | None]
+    top_logprobs: list[dict[str, float] | None] | None
     text_offset: list[int]
 
 
@@ -136,12 +141,10 @@ class AnswerFormat(ABC):
         told = [self._whole_choice(index, choice) for index, choice in enumerate(choices)]
         return self._answer(self.whole_object, told, usage=_usage(usage), secateur=self._applied())
 
-    def part(
-        self, index: int, text: str, logprobs: Sequence[TokenLogprobs], reason: FinishReason | None
-    ) -> Answer:
+    def part(self, index: int, delta: Delta) -> Answer:
         """The chunk for one delta; the first of all says what was applied."""
         secateur = None if self._begun else self._applied()
-        choice = self._part_choice(index, text, logprobs, reason)
+        choice = self._part_choice(index, delta)
         self._begun.add(index)
         return self._answer(self.chunk_object, [choice], secateur=secateur)
 
@@ -153,9 +156,7 @@ class AnswerFormat(ABC):
     def _whole_choice(self, index: int, choice: Choice) -> BaseModel: ...
 
     @abstractmethod
-    def _part_choice(
-        self, index: int, text: str, logprobs: Sequence[TokenLogprobs], reason: FinishReason | None
-    ) -> BaseModel: ...
+    def _part_choice(self, index: int, delta: Delta) -> BaseModel: ...
 
     def _answer(
         self,
@@ -187,46 +188,81 @@ class AnswerFormat(ABC):
         )
 
 
+@dataclass(frozen=True)
+class PromptEcho:
+    """A prompt that its answer begins with. `token_ids` is empty where no log-probabilities are asked for."""
+
+    text: str
+    token_ids: Sequence[int]
+
+
 class CompletionFormat(AnswerFormat):
-    """Of POST /v1/completions."""
+    """Of POST /v1/completions.
+
+    Args:
+        echoes: what each choice begins with, by index; empty where nothing is echoed.
+    """
 
     id_prefix = "cmpl"
     whole_object = chunk_object = "text_completion"
 
-    def __init__(self, request_id: str, decision: Decision, tokenizer: PromptTokenizer) -> None:
+    def __init__(
+        self,
+        request_id: str,
+        decision: Decision,
+        tokenizer: PromptTokenizer,
+        echoes: Sequence[PromptEcho] = (),
+    ) -> None:
         super().__init__(request_id, decision, tokenizer)
+        self._echoes = echoes
         self._offsets: dict[int, int] = {}  # choice -> characters told so far
 
     def _whole_choice(self, index: int, choice: Choice) -> CompletionChoice:
-        return self._part_choice(index, choice.text, choice.logprobs, choice.finish_reason)
+        return self._choice(index, choice)
 
-    def _part_choice(
-        self, index: int, text: str, logprobs: Sequence[TokenLogprobs], reason: FinishReason | None
-    ) -> CompletionChoice:
+    def _part_choice(self, index: int, delta: Delta) -> CompletionChoice:
+        return self._choice(index, delta)
+
+    def _choice(self, index: int, said: Choice | Delta) -> CompletionChoice:
+        text, unscored = said.text, list[int]()
+        if self._echoes and index not in self._begun:
+            echo = self._echoes[index]
+            text, unscored = echo.text + text, list(echo.token_ids[:1])
         return CompletionChoice(
             index=index,
             text=text,
-            logprobs=self._logprobs(index, logprobs) if logprobs else None,
-            finish_reason=reason,
+            logprobs=self._logprobs(index, unscored, [*said.prompt_logprobs, *said.logprobs]),
+            finish_reason=said.finish_reason,
         )
 
-    def _logprobs(self, index: int, logprobs: Sequence[TokenLogprobs]) -> CompletionLogprobs:
-        tokens = [self._tokenizer.token_text(position.token_id) for position in logprobs]
+    def _logprobs(
+        self, index: int, unscored: Sequence[int], scored: Sequence[TokenLogprobs]
+    ) -> CompletionLogprobs | None:
+        """Of `unscored` tokens, about which nothing is known, and of those that follow."""
+        token_ids = [*unscored, *(position.token_id for position in scored)]
+        if not token_ids:
+            return None
+        tokens = [self._tokenizer.token_text(token_id) for token_id in token_ids]
         offset, offsets = self._offsets.get(index, 0), []
         for token in tokens:
             offsets.append(offset)
             offset += len(token)
         self._offsets[index] = offset
-        top = [
-            {self._tokenizer.token_text(token_id): logprob for token_id, logprob in position.top}
-            for position in logprobs
-        ]
+        top = [self._top_logprobs(position) for position in scored]
+        unknown = [None] * len(unscored)
         return CompletionLogprobs(
             tokens=tokens,
-            token_logprobs=[position.logprob for position in logprobs],
-            top_logprobs=top if any(top) else None,
+            token_logprobs=[*unknown, *(position.logprob for position in scored)],
+            top_logprobs=[*unknown, *top] if any(top) else None,
             text_offset=offsets,
         )
+
+    def _top_logprobs(self, position: TokenLogprobs) -> dict[str, float]:
+        """By text; of tokens that decode alike, the likeliest."""
+        top: dict[str, float] = {}
+        for token_id, logprob in position.top:
+            top.setdefault(self._tokenizer.token_text(token_id), logprob)
+        return top
 
 
 class ChatFormat(AnswerFormat):
@@ -244,17 +280,15 @@ class ChatFormat(AnswerFormat):
             finish_reason=choice.finish_reason,
         )
 
-    def _part_choice(
-        self, index: int, text: str, logprobs: Sequence[TokenLogprobs], reason: FinishReason | None
-    ) -> ChatChunkChoice:
-        delta = {"content": text} if text else {}
+    def _part_choice(self, index: int, delta: Delta) -> ChatChunkChoice:
+        content = {"content": delta.text} if delta.text else {}
         if index not in self._begun:
-            delta = {"role": "assistant", "content": text}
+            content = {"role": "assistant", "content": delta.text}
         return ChatChunkChoice(
             index=index,
-            delta=delta,
-            logprobs=self._logprobs(logprobs),
-            finish_reason=reason,
+            delta=content,
+            logprobs=self._logprobs(delta.logprobs),
+            finish_reason=delta.finish_reason,
         )
 
     def _logprobs(self, logprobs: Sequence[TokenLogprobs]) -> ChatLogprobs | None:

@@ -10,7 +10,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 
 from server.engine.async_engine import AsyncEngine, Delta, RequestStream
-from server.engine.request import FinishReason, SamplingParams, TokenLogprobs
+from server.engine.request import FinishReason, SamplingParams, ScoringParams, TokenLogprobs
 from server.engine.variant import Variant
 from server.errors import InvalidValueError, ShuttingDownError
 from server.metrics import Metrics
@@ -24,6 +24,7 @@ class Choice:
 
     text: str = ""
     logprobs: list[TokenLogprobs] = field(default_factory=list)
+    prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)
     finish_reason: FinishReason | None = None
 
 
@@ -126,7 +127,12 @@ class Generation:
         return decision
 
     def submit(
-        self, prompts: Sequence[list[int]], variant: Variant, sampling: SamplingParams, num_choices: int
+        self,
+        prompts: Sequence[list[int]],
+        variant: Variant,
+        sampling: SamplingParams,
+        num_choices: int,
+        scoring: ScoringParams | None = None,
     ) -> None:
         """Queues `num_choices` answers to each prompt; choice i of prompt p has index p * num_choices + i.
 
@@ -151,6 +157,7 @@ class Generation:
                     prompt_token_ids=prompt,
                     variant=variant,
                     sampling=replace(sampling, seed=seed),
+                    scoring=scoring,
                 )
                 self._streams.append(stream)
             self._owner.metrics.prompt(variant.name, len(prompt))
@@ -197,6 +204,7 @@ class Generation:
             choice = choices[index]
             choice.text += delta.text
             choice.logprobs.extend(delta.logprobs)
+            choice.prompt_logprobs.extend(delta.prompt_logprobs)
             choice.finish_reason = delta.finish_reason
         return choices
 

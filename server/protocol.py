@@ -9,7 +9,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
-from server.engine.request import SamplingParams
+from server.engine.request import SamplingParams, ScoringParams
 from server.errors import InvalidValueError, UnsupportedFieldError
 from server.policy import AUTO, Ask
 
@@ -52,7 +52,6 @@ _UNSUPPORTED_EVERYWHERE: Mapping[str, tuple[object, ...]] = {
 }
 _UNSUPPORTED_IN_COMPLETIONS: Mapping[str, tuple[object, ...]] = {
     "best_of": (1,),
-    "echo": (False,),
     "prompt_embeds": (),
     "suffix": ("",),
 }
@@ -118,6 +117,7 @@ class GenerationRequest(VariantChoice):
     stop: StopString | Annotated[list[StopString], Field(max_length=16)] | None = None
     stop_token_ids: list[TokenId] | None = None
     ignore_eos: bool = False
+    stop_on_loop: bool = False
     logit_bias: dict[TokenId, Bias] | None = None
     n: Annotated[int, Field(ge=1, le=MAX_CHOICES)] | None = None
     stream: bool | None = None
@@ -160,6 +160,7 @@ class GenerationRequest(VariantChoice):
             stop=tuple(stop),
             stop_token_ids=frozenset(self.stop_token_ids or ()),
             ignore_eos=self.ignore_eos,
+            stop_on_loop=self.stop_on_loop,
             logprobs=logprobs,
             logit_bias=dict(self.logit_bias or {}),
         )
@@ -176,7 +177,20 @@ class CompletionRequest(GenerationRequest):
         | Annotated[list[TokenId], Field(min_length=1)]
         | Annotated[list[list[TokenId]], Field(min_length=1)]
     )
+    max_tokens: Annotated[int, Field(ge=0)] | None = None
     logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
+    echo: bool | None = None
+
+    @model_validator(mode="after")
+    def _something_is_asked_for(self) -> "CompletionRequest":
+        if self.max_tokens == 0 and not self.echo:
+            raise ValueError("max_tokens 0 generates nothing: set echo to true or ask for 1 and more")
+        return self
+
+    @property
+    def scoring(self) -> ScoringParams | None:
+        """For the engine: log-probabilities of the prompt, where it is echoed with them."""
+        return ScoringParams(top=self.logprobs) if self.echo and self.logprobs is not None else None
 
     def prompts(self) -> list[str | list[int]]:
         """Each prompt by itself, as text or as token ids."""

@@ -75,6 +75,10 @@ class PromptTokenizer:
                 f"there is no token {unknown}: the model's vocabulary has {self._vocab_size:,}", param=param
             )
 
+    def text(self, token_ids: Sequence[int]) -> str:
+        """What the tokens of a prompt say, special ones too."""
+        return str(self._tokenizer.decode(list(token_ids), clean_up_tokenization_spaces=False))
+
     def token_text(self, token_id: int) -> str:
         """A token by itself; part of a character shows as U+FFFD."""
         return str(self._tokenizer.decode([token_id], clean_up_tokenization_spaces=False))

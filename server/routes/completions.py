@@ -1,13 +1,13 @@
 """POST /v1/completions: text, or token ids, continued."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Annotated
 
 from fastapi import APIRouter, Depends
 from starlette.requests import Request
 from starlette.responses import Response
 
-from server.answers import CompletionFormat
+from server.answers import CompletionFormat, PromptEcho
 from server.errors import RequestError
 from server.generation import Generation, Generations
 from server.protocol import CompletionRequest
@@ -35,8 +35,9 @@ def completions_router(
         prompts = [await tokenizer.encode(prompt, "prompt") for prompt in body.prompts()]
         max_tokens = DEFAULT_MAX_TOKENS if body.max_tokens is None else body.max_tokens
         sampling = body.sampling(max_tokens=max_tokens, logprobs=body.logprobs)
-        generation.submit(prompts, decision.variant, sampling, body.num_choices)
-        answer = CompletionFormat(generation.request_id, decision, tokenizer)
+        generation.submit(prompts, decision.variant, sampling, body.num_choices, body.scoring)
+        echoes = _echoes(body, prompts, tokenizer) if body.echo else ()
+        answer = CompletionFormat(generation.request_id, decision, tokenizer, echoes)
         if not body.stream:
             return await answer_whole(request, generation, answer, decision)
         return answer_stream(
@@ -44,3 +45,14 @@ def completions_router(
         )
 
     return router
+
+
+def _echoes(
+    body: CompletionRequest, prompts: Sequence[list[int]], tokenizer: PromptTokenizer
+) -> list[PromptEcho]:
+    """One for each choice, in the order of the answers."""
+    echoes = []
+    for given, token_ids in zip(body.prompts(), prompts, strict=True):
+        text = given if isinstance(given, str) else tokenizer.text(token_ids)
+        echoes += [PromptEcho(text, token_ids if body.scoring else ())] * body.num_choices
+    return echoes

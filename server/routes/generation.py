@@ -62,8 +62,8 @@ def answer_stream(
         try:
             async with aclosing(generation.deltas()) as deltas:
                 async for index, delta in deltas:
-                    if delta.text or delta.logprobs or delta.finish_reason:
-                        yield _event(answer.part(index, delta.text, delta.logprobs, delta.finish_reason))
+                    if delta.text or delta.logprobs or delta.prompt_logprobs or delta.finish_reason:
+                        yield _event(answer.part(index, delta))
             if include_usage:
                 yield _event(answer.closing(generation.usage()))
         except (RequestError, EngineError) as error:

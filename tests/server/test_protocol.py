@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from server.engine.request import SamplingParams
+from server.engine.request import SamplingParams, ScoringParams
 from server.errors import InvalidValueError, UnsupportedFieldError
 from server.policy import Ask
 from server.protocol import ChatCompletionRequest, CompletionRequest, GenerationRequest
@@ -71,7 +71,6 @@ def test_chats_that_make_no_sense_are_refused(fields: dict[str, Any]) -> None:
     ("kind", "field", "neutral", "asking"),
     [
         (completion, "best_of", 1, 2),
-        (completion, "echo", False, True),
         (completion, "suffix", "", "end"),
         (chat, "tools", [], [{"type": "function"}]),
         (chat, "tool_choice", "none", "required"),
@@ -145,6 +144,7 @@ def test_every_sampling_field_reaches_the_engine() -> None:
         "stop": ["x", "y"],
         "stop_token_ids": [3],
         "ignore_eos": True,
+        "stop_on_loop": True,
         "logit_bias": {"5": -1.0},
     }
     assert completion(**fields).sampling(max_tokens=9, logprobs=2) == SamplingParams(
@@ -160,6 +160,7 @@ def test_every_sampling_field_reaches_the_engine() -> None:
         stop=("x", "y"),
         stop_token_ids=frozenset({3}),
         ignore_eos=True,
+        stop_on_loop=True,
         logprobs=2,
         logit_bias={5: -1.0},
     )
@@ -172,6 +173,14 @@ def test_nulls_and_absence_are_openais_defaults() -> None:
     assert (plain.temperature, plain.top_p, plain.top_k, plain.stop) == (1.0, 1.0, 0, ())
     assert completion(top_k=-1).sampling(max_tokens=1, logprobs=None).top_k == 0
     assert completion(stop="x").sampling(max_tokens=1, logprobs=None).stop == ("x",)
+
+
+def test_an_echo_may_be_all_that_is_asked_for() -> None:
+    assert completion(max_tokens=0, echo=True).max_tokens == 0
+    assert completion(echo=True).scoring is None
+    assert completion(logprobs=1).scoring is None
+    assert completion(echo=True, logprobs=0).scoring == ScoringParams(start=1, top=0)
+    assert completion(echo=True, logprobs=3).scoring == ScoringParams(start=1, top=3)
 
 
 def test_both_spellings_of_the_answers_limit() -> None:
