@@ -8,6 +8,7 @@ import uuid
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
+from typing import Protocol
 
 from server.engine.async_engine import AsyncEngine, Delta, RequestStream
 from server.engine.request import FinishReason, SamplingParams, ScoringParams, TokenLogprobs
@@ -37,12 +38,23 @@ class TokenUsage:
     completion_tokens: int
 
 
+class AnswerSampler(Protocol):
+    """Looks closer at some of the answers."""
+
+    def recorded_logprobs(self, variant: Variant) -> int | None:
+        """Alternatives to record with each token of an answer about to begin; None to leave it alone."""
+
+    def take(self, stream: RequestStream) -> None:
+        """An answer that was recorded has ended by itself."""
+
+
 class Generations:
     """All generations under way, and the door through which new ones come.
 
     Args:
         max_requests: engine requests that may run and wait at once.
         max_waiting: those of them that may wait.
+        sampler: takes a share of the answers; None for none.
     """
 
     def __init__(
@@ -53,12 +65,14 @@ class Generations:
         metrics: Metrics,
         max_requests: int,
         max_waiting: int,
+        sampler: AnswerSampler | None = None,
     ) -> None:
         self.engine = engine
         self.registry = registry
         self.policy = policy
         self.metrics = metrics
         self.max_requests = max_requests
+        self.sampler = sampler
         self._max_waiting = max_waiting
         self._open: set[Generation] = set()
         self._draining = False
@@ -149,14 +163,16 @@ class Generation:
                 f"and queues {most} at once (max_num_seqs + max_waiting): send fewer at a time"
             )
         self._num_choices = num_choices
+        sampler = self._owner.sampler
         for number, prompt in enumerate(prompts):
             for choice in range(num_choices):
                 seed = None if sampling.seed is None else sampling.seed + choice
+                recorded = None if sampler is None else sampler.recorded_logprobs(variant)
                 stream = self._owner.engine.submit(
                     request_id=f"{self.request_id}-{number}-{choice}",
                     prompt_token_ids=prompt,
                     variant=variant,
-                    sampling=replace(sampling, seed=seed),
+                    sampling=replace(sampling, seed=seed, recorded_logprobs=recorded),
                     scoring=scoring,
                 )
                 self._streams.append(stream)
@@ -170,6 +186,7 @@ class Generation:
             ShuttingDownError: it was aborted by `Generations.abort_all`.
         """
         inbox: asyncio.Queue[tuple[int, Delta | BaseException | None]] = asyncio.Queue()
+        sampler = self._owner.sampler
 
         async def pump(index: int, stream: RequestStream) -> None:
             finish_reason: FinishReason | None = None
@@ -181,6 +198,8 @@ class Generation:
                 inbox.put_nowait((index, None))
             if finish_reason is None:
                 raise ShuttingDownError("the server is shutting down; the answer was cut off")
+            if sampler is not None and stream.recorded:
+                sampler.take(stream)
 
         pumps = [asyncio.create_task(pump(index, stream)) for index, stream in enumerate(self._streams)]
         try:
