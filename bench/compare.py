@@ -4,7 +4,7 @@ import contextlib
 import sys
 import time
 from collections import defaultdict
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -52,8 +52,8 @@ async def compare(contenders: Sequence[Contender], cells: Mapping[str, Cell], ro
     """Every cell on every contender, `rounds` times, as JSON.
 
     Within a round a cell runs on all contenders before the next cell does, so that a slow minute of the
-    machine is slow for all; who is first changes from round to round. All servers stay up: how many cores'
-    time the others' processes took meanwhile is measured and told (`idle_cores`).
+    machine is slow for all; who is first changes from round to round. All servers stay up, and the others are
+    paused meanwhile: they keep their memory and take no time (`idle_cores`: the cores' time that they took).
     """
     taken: dict[str, dict[str, list[Figures]]] = defaultdict(lambda: defaultdict(list))
     resident: dict[str, int] = defaultdict(int)
@@ -64,11 +64,12 @@ async def compare(contenders: Sequence[Contender], cells: Mapping[str, Cell], ro
             first = number % len(contenders)
             for active in [*contenders[first:], *contenders[:first]]:
                 others = [c for c in contenders if not set(c.clients) & set(active.clients)]
-                before, start = [_cpu_seconds(c) for c in others], time.monotonic()
-                figures = await cell(active)
-                wall = time.monotonic() - start
-                for other, seconds in zip(others, before, strict=True):
-                    idle[other.name].append((_cpu_seconds(other) - seconds) / wall)
+                with _paused([server for other in others for server in other.servers]):
+                    before, start = [_cpu_seconds(c) for c in others], time.monotonic()
+                    figures = await cell(active)
+                    wall = time.monotonic() - start
+                    for other, seconds in zip(others, before, strict=True):
+                        idle[other.name].append((_cpu_seconds(other) - seconds) / wall)
                 taken[active.name][cell_name].append(figures)
                 resident[active.name] = max(
                     resident[active.name], sum(s.resident_bytes() for s in active.servers)
@@ -89,6 +90,17 @@ async def compare(contenders: Sequence[Contender], cells: Mapping[str, Cell], ro
             for c in contenders
         },
     }
+
+
+@contextlib.contextmanager
+def _paused(servers: Sequence[Server]) -> Iterator[None]:
+    for server in servers:
+        server.pause()
+    try:
+        yield
+    finally:
+        for server in servers:
+            server.resume()
 
 
 def _cpu_seconds(contender: Contender) -> float:

@@ -56,6 +56,14 @@ class Server:
                 return int(line.split()[1]) * 1024
         raise BenchError("/proc tells no peak of the resident set")
 
+    def pause(self) -> None:
+        """Takes the processor from all its processes until `resume`."""
+        os.killpg(self.pid, signal.SIGSTOP)
+
+    def resume(self) -> None:
+        """Gives it back."""
+        os.killpg(self.pid, signal.SIGCONT)
+
     def _sum(self, number: Callable[[psutil.Process], float]) -> float:
         """Over all its processes but those that end meanwhile."""
         first, total = psutil.Process(self.pid), 0.0
@@ -109,6 +117,7 @@ async def running(launch: Launch, logs: Path) -> AsyncIterator[Server]:
                 await asyncio.sleep(0.02)
         yield Server(launch, url, process.pid, time.monotonic() - start)
     finally:
+        os.killpg(process.pid, signal.SIGCONT)  # a paused one hears of nothing
         process.send_signal(signal.SIGTERM)
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(_STOP_TIMEOUT_SECONDS)
