@@ -27,8 +27,10 @@ MEMORY_BYTES = 1 << 30  # of address space; there is one process, so also in all
 FILE_BYTES = 16 << 20  # of one file, and of the whole tmpfs
 OUTPUT_BYTES = 1 << 20  # printed; one byte more ends it
 OPEN_FILES = 64
-# The limit is on CPU time, so that a busy machine fails nobody. Who sleeps or waits is stopped by the clock.
+# The limit is on CPU time, so that a busy machine fails nobody. Who sleeps or waits is stopped by the clock,
+# which runs from the code's first line on.
 WALL_PER_CPU_SECOND = 3.0
+START_SECONDS = 60.0
 
 TRIAL_SECONDS = 10.0
 # What every backend promises, checked before it is trusted.
@@ -86,32 +88,29 @@ class Sandbox:
         """Runs `code` as a module of its own, in an interpreter with nothing but the standard library.
 
         Args:
-            timeout_seconds: of CPU time, rounded up to whole seconds; the clock allows three times as much.
+            timeout_seconds: of CPU time, rounded up to whole seconds; the clock allows three times as many.
 
         Raises:
             SandboxError: the process could not start.
         """
         token = secrets.token_hex(16)
-        deadline = time.monotonic() + WALL_PER_CPU_SECOND * timeout_seconds
+        begin, end = f"{token} begin\n".encode(), f"{token} end\n".encode()
         with ExitStack() as stack:
             scratch = "/tmp"  # inside
             if not self.backend.isolates:
                 scratch = stack.enter_context(tempfile.TemporaryDirectory())
             order = stack.enter_context(tempfile.TemporaryFile())
-            order.write(_order(code, token, timeout_seconds, scratch))
+            order.write(_order(code, token, timeout_seconds, scratch, strict=self.backend.isolates))
             order.seek(0)
             process = stack.enter_context(_start(self.backend, order))
             stack.callback(_end, process)
-            output, stopped = _read(process, deadline)
-            status = None if stopped else _wait(process, deadline)
-        started, begun, rest = output.partition(f"{token} begin\n".encode())
+            output, stopped = _read(process, begin, WALL_PER_CPU_SECOND * timeout_seconds)
+        before, begun, rest = output.partition(begin)
         if not begun:
-            told = started.decode(errors="replace").strip()
-            raise SandboxError(
-                f"the sandbox ({self.backend.name}) could not start: {told or stopped or status}"
-            )
-        printed, ended, _ = rest.partition(f"{token} end\n".encode())
-        reason = stopped or ("time" if status is None else _reason(status, bool(ended)))
+            told = before.decode(errors="replace").strip() or stopped or f"status {process.returncode}"
+            raise SandboxError(f"the sandbox ({self.backend.name}) could not start: {told}")
+        printed, ended, _ = rest.partition(end)
+        reason = stopped or _reason(process.returncode, bool(ended))
         return SandboxResult(reason == "passed", printed.decode(errors="replace"), reason)
 
 
@@ -148,12 +147,13 @@ def check(backend: Backend) -> None:
         raise SandboxError(f"{result.reason}: {result.output.strip()[-200:]}")
 
 
-def _order(code: str, token: str, timeout_seconds: float, scratch: str) -> bytes:
-    """What inside.py reads: a line of JSON, then the code."""
+def _order(code: str, token: str, timeout_seconds: float, scratch: str, *, strict: bool) -> bytes:
+    """What inside.py reads: a line of JSON, then the code. `strict`: all limits can be set, or it ends."""
     seconds = max(1, -int(-timeout_seconds // 1))
     header = {
         "token": token,
         "scratch": scratch,
+        "strict": strict,
         "limits": {
             "RLIMIT_CPU": seconds,
             "RLIMIT_AS": MEMORY_BYTES,
@@ -185,37 +185,40 @@ def _start(backend: Backend, order: IO[bytes]) -> "subprocess.Popen[bytes]":
         raise SandboxError(f"cannot start {backend.name}: {error}") from error
 
 
-def _read(process: "subprocess.Popen[bytes]", deadline: float) -> tuple[bytes, Reason | None]:
-    """What is printed until the end, the deadline or the limit, and which of the latter two it was."""
+def _read(process: "subprocess.Popen[bytes]", begin: bytes, seconds: float) -> tuple[bytes, Reason | None]:
+    """What is printed until the process ends, or is ended for the time or the output, and which of the two.
+
+    The process has `START_SECONDS` to print `begin`, and `seconds` from there on.
+    """
     assert process.stdout is not None
     descriptor = process.stdout.fileno()
     poll = select.poll()
     poll.register(descriptor, select.POLLIN)
+    deadline, begun = time.monotonic() + START_SECONDS, False
     output = bytearray()
     while True:
-        remaining = deadline - time.monotonic()
-        if remaining <= 0 or not poll.poll(remaining * 1000):
+        if not poll.poll(max(0.0, deadline - time.monotonic()) * 1000):
             return bytes(output), "time"
         chunk = os.read(descriptor, 1 << 16)
-        if not chunk:
-            return bytes(output), None
         output += chunk
         if len(output) > OUTPUT_BYTES:
             return bytes(output[:OUTPUT_BYTES]), "output"
-
-
-def _wait(process: "subprocess.Popen[bytes]", deadline: float) -> int | None:
-    """The exit status; None: still running at the deadline."""
-    try:
-        return process.wait(max(0.0, deadline - time.monotonic()))
-    except subprocess.TimeoutExpired:
-        return None
+        if not begun and begin in output:
+            begun, deadline = True, time.monotonic() + seconds
+        if not chunk:  # it ends, or has closed its output and goes on
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(max(0.0, deadline - time.monotonic()))
+                return bytes(output), None
+            return bytes(output), "time"
+        if time.monotonic() > deadline:
+            return bytes(output), "time"
 
 
 def _end(process: "subprocess.Popen[bytes]") -> None:
-    """Kills what is left: the group, and with its first process the whole PID namespace."""
-    with suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
+    """Kills what still runs: the group, and with its first process the whole PID namespace."""
+    if process.returncode is None:
+        with suppress(ProcessLookupError, PermissionError):  # as macOS has it for one that has just ended
+            os.killpg(process.pid, signal.SIGKILL)
     process.wait()
 
 
