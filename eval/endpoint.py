@@ -53,6 +53,23 @@ class Endpoint:
         # What only Secateur understands; others may refuse it.
         self._extensions = {"allow_unsafe": True, "stop_on_loop": stop_on_loop} if variants else {}
 
+    def variant_at(self, sparsity: float) -> VariantFacts:
+        """What the server has at `sparsity`. Raises GenerateError that says what there is."""
+        if sparsity in self.variants:
+            return self.variants[sparsity].facts
+        if self.variants:
+            served = ", ".join(f"{each:g}" for each in sorted(self.variants))
+            raise GenerateError(
+                f"{self._http.base_url} does not serve sparsity {sparsity:g}, only {served}: add it there "
+                "(POST /admin/variants) or ask for one of these"
+            )
+        if sparsity == 0 and self.models:
+            return VariantFacts(self.models[0], 0.0, None, None)
+        raise GenerateError(
+            f"{self._http.base_url} is no Secateur server and lists the models {', '.join(self.models)}: "
+            "it can be evaluated at sparsity 0 alone, with the first of them"
+        )
+
     async def __call__(self, prompt: str, *, variant: str, max_tokens: int) -> Answer:
         body = {
             "model": variant,

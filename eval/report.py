@@ -128,16 +128,16 @@ def _traps(results: StudyResults) -> str:
 
     names = " / ".join(TRAPS[trap] for trap in seen)
     early = sum(cell.score.cut_off_loops for cell in results.cells)
-    return (
-        _by_sparsity(results, cell)
-        + f"\n\nShares of the answers: {names}. "
-        + (
+    if not results.settings["stop_on_loop"]:
+        ends = "Looping answers ran on to their length limit."
+    elif early:
+        ends = (
             f"{early:,} looping answers were ended early, for a loop does not end by itself; they are graded "
             "as they stood then."
-            if results.settings["stop_on_loop"]
-            else "Looping answers ran on to their length limit."
         )
-    )
+    else:
+        ends = "No looping answer was long enough to be ended early."
+    return _by_sparsity(results, cell) + f"\n\nShares of the answers: {names}. {ends}"
 
 
 def _costs(results: StudyResults) -> str:

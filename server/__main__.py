@@ -10,10 +10,12 @@ from pruning.errors import SecateurError
 from server.cli import parse_arguments
 from server.settings import (
     CommonSettings,
+    EvalSettings,
     ExportSettings,
     ProfileSettings,
     ServeSettings,
     SettingsError,
+    StudySettings,
     unknown_variables,
 )
 
@@ -48,6 +50,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(settings: CommonSettings) -> None:
     import torch
 
+    from eval.evaluation import summary
+    from server.evaluating import evaluate, study
     from server.exporting import export
     from server.profiles import measure_profile
     from server.serve import serve
@@ -62,6 +66,10 @@ def _run(settings: CommonSettings) -> None:
     elif isinstance(settings, ExportSettings):
         out, num_bytes = export(settings)
         print(f"{out}\n  {num_bytes:,} bytes of weights")
+    elif isinstance(settings, EvalSettings):
+        print(summary(evaluate(settings)))
+    elif isinstance(settings, StudySettings):
+        print(study(settings))
 
 
 if __name__ == "__main__":

@@ -10,13 +10,16 @@ from typing import Any
 from pydantic import SecretStr
 from pydantic.fields import FieldInfo
 
+from eval.tasks.registry import task_table
 from server import __version__
 from server.settings import (
     ENV_PREFIX,
     CommonSettings,
+    EvalSettings,
     ExportSettings,
     ProfileSettings,
     ServeSettings,
+    StudySettings,
     groups,
     load_settings,
 )
@@ -25,17 +28,31 @@ COMMANDS: dict[str, type[CommonSettings]] = {
     "serve": ServeSettings,
     "profile": ProfileSettings,
     "export": ExportSettings,
+    "eval": EvalSettings,
+    "study": StudySettings,
 }
 
 
 def parse_arguments(argv: Sequence[str]) -> CommonSettings:
-    """The settings of the command that `argv` names; prints and exits for --help and --version.
+    """The settings of the command that `argv` names; prints and exits for --help, --version and `tasks`.
 
     Raises:
         SettingsError: a value from flags, environment or file is unfit.
     """
     given: dict[str, Any] = vars(_parser().parse_args(argv))
-    return load_settings(COMMANDS[given.pop("command")], given)
+    command = given.pop("command")
+    if command == "tasks":
+        print(task_list())
+        raise SystemExit(0)
+    return load_settings(COMMANDS[command], given)
+
+
+def task_list() -> str:
+    """What `secateur tasks` prints: every task, its held-out items, how they are graded, what it needs."""
+    return "\n".join(
+        f"{name}\n  items   {kind.items}\n  graded  {kind.grading}\n  needs   {kind.needs}"
+        for name, kind in task_table()
+    )
 
 
 def flag(name: str) -> str:
@@ -66,7 +83,7 @@ def _parser() -> argparse.ArgumentParser:
     for name, kind in COMMANDS.items():
         command = commands.add_parser(
             name,
-            help=kind.__doc__,
+            help=str(kind.__doc__).partition("\n")[0],
             description=kind.__doc__,
             allow_abbrev=False,
             argument_default=argparse.SUPPRESS,
@@ -77,6 +94,8 @@ def _parser() -> argparse.ArgumentParser:
             group = command.add_argument_group(title)
             for field_name, field in fields.items():
                 _add_flag(group, field_name, field)
+    listing = "List the tasks: what they need, how many items they have, how those are graded."
+    commands.add_parser("tasks", help=listing, description=listing, allow_abbrev=False)
     return parser
 
 

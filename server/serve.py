@@ -4,6 +4,9 @@ Everything that is built is built here, in the order in which it can fail: the c
 """
 
 import json
+import logging
+import random
+import secrets
 import socket
 from dataclasses import dataclass
 from functools import partial
@@ -12,6 +15,11 @@ import torch
 import uvicorn
 from fastapi import FastAPI
 
+from eval.evidence import EvidenceStore
+from eval.probes import Identity
+from eval.task import Task, TaskError
+from eval.tasks.registry import open_task
+from eval.verdicts import Criterion
 from pruning.checkpoint import Checkpoint, default_cache_dir
 from pruning.ranking import Ranking
 from pruning.widths import Allocation, exact_sparsity, widths_at
@@ -24,14 +32,19 @@ from server.engine.engine import Engine, load_engine
 from server.generation import Generations
 from server.metrics import Metrics, StateCollector
 from server.policy import VariantPolicy
+from server.probing import EngineGenerate, ProbesOff, Probing
 from server.profiles import open_model, profile_for_serving
 from server.rankings import allocation_of, ranking_of
 from server.safety import SafeMargin, safe_margin
-from server.settings import ServeSettings, SettingsError
+from server.settings import EvalSettings, ServeSettings, SettingsError, StudySettings
+from server.shadow import ShadowScorer
 from server.shutdown import FLUSH_SECONDS, GracefulServer
 from server.tokenization import PromptTokenizer
 from server.variants import VariantBuilder, VariantRegistry, VariantStatus
 
+logger = logging.getLogger(__name__)
+
+CONFIDENCE = 0.95  # of verdicts and bounds
 DEFAULT_MAX_MODEL_LEN = 4096
 DEFAULT_KV_GIB = {"cpu": 1.0, "cuda": 4.0}
 
@@ -45,13 +58,18 @@ def serve(settings: ServeSettings) -> None:
     with _bind(settings.host, settings.port) as listener:
         checkpoint = open_model(settings)
         loaded = load_model(settings, checkpoint)
-        app, generations = assemble(settings, loaded)
+        service = assemble(settings, loaded)
         server = GracefulServer(
             uvicorn.Config(
-                app, log_config=None, access_log=False, timeout_graceful_shutdown=FLUSH_SECONDS, lifespan="on"
+                service.app,
+                log_config=None,
+                access_log=False,
+                timeout_graceful_shutdown=FLUSH_SECONDS,
+                lifespan="on",
             ),
-            generations,
+            service.generations,
             settings.shutdown_timeout_seconds,
+            on_drain=service.drain,
             on_started=lambda: print(_summary(settings, loaded, listener), flush=True),
         )
         server.run(sockets=[listener])
@@ -108,13 +126,38 @@ def load_variants(
     return engine, VariantRegistry(builder, settings.sparsities, settings.default_variant_sparsity)
 
 
-def assemble(settings: ServeSettings, loaded: LoadedModel) -> tuple[FastAPI, Generations]:
-    """The application over a loaded model, and what runs in it."""
+@dataclass(frozen=True)
+class Service:
+    """The application, and what runs in it."""
+
+    app: FastAPI
+    generations: Generations
+    probing: Probing | ProbesOff
+
+    def drain(self) -> None:
+        """Takes no new requests and ends the probes; what runs goes on."""
+        self.generations.drain()
+        if isinstance(self.probing, Probing):
+            self.probing.cancel()
+
+
+def assemble(settings: ServeSettings, loaded: LoadedModel) -> Service:
+    """The application over a loaded model."""
     engine, registry = loaded.engine, loaded.registry
     tokenizer = loaded.checkpoint.tokenizer()
+    prompt_tokenizer = PromptTokenizer(tokenizer, loaded.checkpoint.config.vocab_size)
+    task = _task(settings, has_chat_template=bool(tokenizer.chat_template))
+    graded = None if isinstance(task, ProbesOff) else task
     metrics = Metrics()
-    async_engine = AsyncEngine(engine, tokenizer.backend_tokenizer, metrics)
-    metrics.registry.register(StateCollector(metrics, engine, async_engine, registry))
+    async_engine = AsyncEngine(
+        engine, tokenizer.backend_tokenizer, metrics, graded.answered if graded else None
+    )
+    metrics.registry.register(
+        StateCollector(metrics, engine, async_engine, registry, graded.name if graded else None)
+    )
+    shadow = ShadowScorer(
+        async_engine, registry, settings.shadow_share, metrics.shadowed, random.Random(secrets.randbits(64))
+    )
     generations = Generations(
         async_engine,
         registry,
@@ -128,20 +171,43 @@ def assemble(settings: ServeSettings, loaded: LoadedModel) -> tuple[FastAPI, Gen
         metrics,
         max_requests=engine.config.max_num_seqs + engine.config.max_waiting,
         max_waiting=engine.config.max_waiting,
+        sampler=shadow,
     )
+    probing: Probing | ProbesOff = (
+        task
+        if isinstance(task, ProbesOff)
+        else Probing(
+            task,
+            EngineGenerate(async_engine, registry, prompt_tokenizer, metrics.probed),
+            registry,
+            EvidenceStore((settings.cache_dir or default_cache_dir()) / "evidence.sqlite"),
+            identity=_identity(loaded),
+            criterion=Criterion(settings.probe_tolerance, CONFIDENCE),
+            budget=settings.probe_budget,
+            workload=metrics.workload,
+            blocked=lambda: generations.num_waiting > 0,
+            on_verdict=metrics.verdict_changed,
+        )
+    )
+    if isinstance(probing, Probing):
+        registry.consult(probing)
     app = build_app(
         settings=settings,
         engine=async_engine,
         generations=generations,
         registry=registry,
-        tokenizer=PromptTokenizer(tokenizer, loaded.checkpoint.config.vocab_size),
+        tokenizer=prompt_tokenizer,
         metrics=metrics,
+        probing=probing,
+        shadow=shadow,
         max_model_len=engine.config.max_model_len,
     )
-    return app, generations
+    return Service(app, generations, probing)
 
 
-def engine_config(settings: ServeSettings, checkpoint: Checkpoint) -> EngineConfig:
+def engine_config(
+    settings: ServeSettings | EvalSettings | StudySettings, checkpoint: Checkpoint
+) -> EngineConfig:
     """The engine's limits: what is set, else what suits the model and the machine."""
     device = resolve_device(settings.device)
     kv_cache_gib = DEFAULT_KV_GIB[device.type] if settings.kv_cache_gib is None else settings.kv_cache_gib
@@ -178,6 +244,30 @@ def _bind(host: str, port: int) -> socket.socket:
             f"cannot listen on {host}:{port} ({error}): choose another --host or --port"
         ) from error
     return listener
+
+
+def _task(settings: ServeSettings, *, has_chat_template: bool) -> Task | ProbesOff:
+    """What variants are judged by; without it they are served all the same, unproven."""
+    try:
+        task = open_task(settings.task, settings.task_options())
+    except TaskError as error:
+        reason = str(error)
+    else:
+        if has_chat_template:
+            return task
+        reason = "the model has no chat template, and probes are chats"
+    logger.warning("variants are not judged while serving: %s", reason)
+    return ProbesOff(reason)
+
+
+def _identity(loaded: LoadedModel) -> Identity:
+    checkpoint, config = loaded.checkpoint, loaded.engine.config
+    kernels = loaded.engine.kernels.partition(":")[0]
+    return Identity(
+        model=f"{checkpoint.fingerprint} {checkpoint.tokenizer_fingerprint}",
+        ranking=loaded.ranking.digest,
+        computation=f"{config.device.partition(':')[0]} {config.dtype} {kernels}",
+    )
 
 
 def _check_default(settings: ServeSettings, margin: SafeMargin) -> None:
