@@ -18,7 +18,7 @@ RUN make install wheel VENV=/opt/secateur TORCH="$TORCH" TORCH_INDEX="$TORCH_IND
 
 FROM python:${PYTHON_VERSION}-slim
 RUN apt-get update \
-    && apt-get install --yes --no-install-recommends libgomp1 \
+    && apt-get install --yes --no-install-recommends bubblewrap libgomp1 \
     && rm -rf /var/lib/apt/lists/* \
     && useradd --create-home --uid 10001 secateur
 COPY --from=build /opt/secateur /opt/secateur

@@ -26,6 +26,9 @@ BOXED = re.compile(r"\\boxed\{((?:[^{}]|\{[^{}]*\})*)\}")
 # A number of a word problem is short and has neither powers nor factorials. Reading those is not bounded in
 # time, and math-verify's own time limit works in the main thread alone.
 MAX_NUMBER_CHARS = 40
+LATEX_IN_NUMBERS = re.compile(
+    r"\{,\}|\\[,!; $]"
+)  # 1{,}234, 1\,234, \$18: math-verify would read 1, 1, nothing
 UNBOUNDED = re.compile(r"[\^!]|\*\*")
 
 
@@ -58,7 +61,7 @@ class Gsm8kTask(ItemBank):
 def stated_number(answer: str) -> str | None:
     """The part of `answer` that states its result."""
     found = FINAL.findall(answer) or BOXED.findall(answer)
-    return found[-1] if found else None
+    return LATEX_IN_NUMBERS.sub("", found[-1]) if found else None
 
 
 def gsm8k_items(path: Path | None) -> ItemSplit:

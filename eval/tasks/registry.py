@@ -84,7 +84,7 @@ def _kind(name: str, options: TaskOptions) -> TaskKind:
 def _own_kind(name: str) -> TaskKind:
     return TaskKind(
         items="half of the file's lines",
-        grading="exact, contains, numeric or regex (--match)",
+        grading="--match exact, contains, numeric or regex",
         needs="--prompts FILE, --answer-field; to profile --distractors FILE",
         open_calibration=lambda options: _own_calibration(name, options),
         open_task=lambda options: _own_task(name, options),
@@ -129,21 +129,21 @@ def _sandbox(options: TaskOptions) -> Sandbox:
 TASKS: dict[str, TaskKind] = {
     ArithmeticTask.name: TaskKind(
         items="endless, generated",
-        grading="the last line `#### N`",
+        grading="by the last line `#### N`",
         needs="nothing",
         open_calibration=lambda _: ArithmeticTask(),
         open_task=lambda _: ArithmeticTask(),
     ),
     gsm8k.NAME: TaskKind(
-        items="half of the file's problems (3,679 of GSM8K's training file)",
-        grading="the number of the last `#### N` or \\boxed{N}, read by math-verify",
+        items="half of the file's problems",
+        grading="by the number of the last `#### N` or \\boxed{N}, read by math-verify",
         needs="secateur[eval]; --prompts FILE of `question` and `answer`, or datasets and the hub",
         open_calibration=_calibrating(gsm8k.NAME, gsm8k.MAX_NEW_TOKENS, gsm8k_items),
         open_task=lambda options: Gsm8kTask(gsm8k_items(options.path), options.distractors_path),
     ),
     humaneval.NAME: TaskKind(
         items="164",
-        grading="its tests, in the sandbox",
+        grading="by its tests, in the sandbox",
         needs="secateur[eval] and a sandbox; to profile --prompts FILE of MBPP's tasks",
         open_calibration=_calibrating(humaneval.NAME, code.MAX_NEW_TOKENS, humaneval_items),
         open_task=lambda options: HumanEvalTask(
@@ -152,7 +152,7 @@ TASKS: dict[str, TaskKind] = {
     ),
     mbpp.NAME: TaskKind(
         items="half of the file's tasks",
-        grading="its tests, in the sandbox",
+        grading="by its tests, in the sandbox",
         needs="a sandbox; --prompts FILE of `text` and `test_list`",
         open_calibration=_calibrating(mbpp.NAME, code.MAX_NEW_TOKENS, mbpp_items),
         open_task=lambda options: MbppTask(

@@ -1,0 +1,107 @@
+"""GSM8K is graded by the number an answer ends with; what cannot be bounded is not evaluated."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from eval.task import Task, TaskError, TaskItem
+from eval.tasks import gsm8k
+from eval.tasks.registry import TaskOptions, open_calibration, open_task
+
+
+def problem(number: int, answer: str = "So 1+1 = <<1+1=2>>2.\n#### 1,234") -> dict[str, str]:
+    return {"question": f"How many are {number}?", "answer": answer}
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    file = tmp_path / "gsm8k.jsonl"
+    file.write_text("\n".join(json.dumps(problem(number)) for number in range(40)))
+    return file
+
+
+@pytest.fixture
+def task(path: Path) -> Task:
+    return open_task("gsm8k", TaskOptions(path=path))
+
+
+def item(reference: str = "1234") -> TaskItem:
+    return TaskItem("x", "How many?", reference)
+
+
+def test_the_halves_never_meet(task: Task, path: Path) -> None:
+    assert task.num_evaluation is not None
+    judged = {i.item_id for i in task.evaluation(task.num_evaluation, seed=0)}
+    measured = open_calibration("gsm8k", TaskOptions(path=path)).calibration(40 - len(judged), seed=7)
+    assert not judged & {i.item_id for i in measured}
+    assert len(judged) + len({i.item_id for i in measured}) == 40
+
+
+def test_prompts_ask_for_the_final_line_and_references_are_plain_numbers(task: Task) -> None:
+    drawn = task.evaluation(5, seed=1)
+    assert all(i.prompt.startswith("How many are ") and "#### N" in i.prompt for i in drawn)
+    assert {i.reference for i in drawn} == {"1234"}
+    assert len(task.distractors(9, seed=0)) == 9
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "#### 1234",
+        "so\n#### 1,234\n",
+        "#### $1,234.00",
+        "#### 1234 eggs",
+        "#### 7\nno\n#### 1234",
+        "The answer is \\boxed{1234}.",
+        "first \\boxed{7}, then \\boxed{1{,}234}",
+        "\\boxed{\\frac{2468}{2}}",
+        "\\boxed{\\$1\\,234\\text{ eggs}}",
+        "\\boxed{1234.00 dollars}",
+        "\\boxed{7}\n#### 1234",
+    ],
+)
+def test_grade_accepts(task: Task, answer: str) -> None:
+    assert task.answered(answer)
+    assert task.grade(item(), answer)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    ["", "1234", "#### 1235", "#### -1234", "#### 1234\n#### 7", "\\boxed{7}", "#### none", "#### 12340"],
+)
+def test_grade_rejects(task: Task, answer: str) -> None:
+    assert not task.grade(item(), answer)
+
+
+@pytest.mark.parametrize(
+    "answer", ["#### 9^9^9^9", "#### 99999!!", "#### 9**9**9**9", "\\boxed{" + "9*" * 999 + "9}"]
+)
+def test_what_would_take_for_ever_is_wrong_at_once(task: Task, answer: str) -> None:
+    assert not task.grade(item(), answer)
+
+
+def test_an_answer_is_complete_with_its_number(task: Task) -> None:
+    assert not task.answered("Tom has 1234 eggs.\n####")
+
+
+def test_a_problem_without_a_number_is_named(path: Path) -> None:
+    path.write_text(json.dumps(problem(1)) + "\n" + json.dumps(problem(2, answer="#### many")))
+    with pytest.raises(TaskError, match=r":2: `answer` does not end with #### and a number"):
+        open_task("gsm8k", TaskOptions(path=path))
+
+
+def test_without_a_file_and_without_datasets_the_ways_out_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(TaskError, match=r"--prompts, or pip install datasets"):
+        open_task("gsm8k", TaskOptions())
+
+
+def test_without_math_verify_it_is_told_before_anything_runs(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gsm8k._math_verify.cache_clear()
+    monkeypatch.setitem(sys.modules, "math_verify", None)
+    with pytest.raises(TaskError, match=r"secateur\[eval\]"):
+        open_task("gsm8k", TaskOptions(path=path))
