@@ -75,6 +75,7 @@ class CompiledDecoder:
         self._layers = (LayerStruct * len(weights.layers))(*(layer_struct(*layer) for layer in layers))
         self._neurons = max(layer.neurons for layer in weights.layers)
         self._workspace = torch.empty(0, dtype=torch.uint8)
+        self._logits_memory = torch.empty(0, self._vocab_size)
 
     @property
     def kv_bytes(self) -> int:
@@ -82,7 +83,10 @@ class CompiledDecoder:
         return sum(kv.keys.nbytes + kv.values.nbytes for kv in self._kv)
 
     def forward(self, batch: Batch) -> torch.Tensor:
-        """Logits [sampling rows, vocabulary] in float32; keeps the batch's keys and values."""
+        """Logits [sampling rows, vocabulary] in float32; keeps the batch's keys and values.
+
+        The logits are good until the next call, which writes over them.
+        """
         threads = num_threads()
         num_tokens = len(batch.token_ids)
         residual = self._embed(batch.token_ids)
@@ -117,7 +121,10 @@ class CompiledDecoder:
     def _logits(
         self, residual: torch.Tensor, rows: torch.Tensor, workspace: int, threads: int
     ) -> torch.Tensor:
-        logits = torch.empty(len(rows), self._vocab_size)
+        if len(rows) > len(self._logits_memory):
+            # Kept: memory fresh from the system costs a page fault for every 1,024 logits.
+            self._logits_memory = torch.empty(len(rows), self._vocab_size)
+        logits = self._logits_memory[: len(rows)]
         if len(rows):
             self._library.head(
                 self._model,
