@@ -221,6 +221,7 @@ def engine_config(
         max_num_seqs=settings.max_num_seqs,
         max_num_batched_tokens=settings.max_num_batched_tokens,
         max_waiting=settings.max_waiting,
+        prompt_lookup_tokens=settings.prompt_lookup_tokens,
         enable_prefix_caching=settings.prefix_caching,
         kernels=settings.kernels,
     )

@@ -108,12 +108,13 @@ class Engine:
             if not request.is_background:
                 running[request.variant.name] += 1
         sampled, scored = self._runner.run(decision)
-        new_tokens = {key: token.token_id for key, token in sampled.items()}
-        results = self._scheduler.update(decision, new_tokens, scored)
+        chosen = {key: [token.token_id for token in tokens] for key, tokens in sampled.items()}
+        results = self._scheduler.update(decision, chosen, scored)
+        logprobs = {key: iter([token.logprobs for token in tokens]) for key, tokens in sampled.items()}
         outputs = []
         for request, token_id, reason in results:
-            logprobs = None if token_id is None else sampled[request.request_id].logprobs
-            outputs.append(TokenOutput(request, token_id, logprobs, reason))
+            of_token = None if token_id is None else next(logprobs[request.request_id])
+            outputs.append(TokenOutput(request, token_id, of_token, reason))
         return outputs, StepStats(
             step_seconds=time.monotonic() - start,
             batch_tokens=batch_tokens,
@@ -123,6 +124,8 @@ class Engine:
             prefix_queries=decision.prefix_queries,
             prefix_hits=decision.prefix_hits,
             preemptions=decision.preemptions,
+            guessed_tokens=sum(len(item.guesses) for item in decision.scheduled),
+            right_guesses=sum(token_id is not None for _, token_id, _ in results) - len(sampled),
             background_tokens=background_tokens,
             num_background=self._scheduler.num_background,
         )

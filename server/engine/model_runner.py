@@ -24,19 +24,22 @@ class ModelRunner:
         self._device = device
 
     @torch.inference_mode()
-    def run(self, output: SchedulerOutput) -> tuple[dict[str, SampledToken], dict[str, list[TokenLogprobs]]]:
+    def run(
+        self, output: SchedulerOutput
+    ) -> tuple[dict[str, list[SampledToken]], dict[str, list[TokenLogprobs]]]:
         """Computes one step.
 
-        Returns, by request id: the new token of each request that has caught up, and the scores of the rows
-        that each wants scored.
+        Returns, by request id: the tokens chosen after the last token and after each guess of a request that
+        has caught up, and the scores of the rows that each wants scored.
         """
         # Variants nest, so the total of the widths orders them in every layer at once.
         items = sorted(output.scheduled, key=lambda item: _by_width(item.request.variant))
         logits = self._decoder.forward(self._batch(items))
-        requests = [item.request for item in items if item.samples]
-        sampled = sample(logits[: len(requests)], requests)
+        sampling = [item for item in items if item.samples]
+        requests = [item.request for item in sampling for _ in range(1 + len(item.guesses))]
+        sampled = iter(sample(logits[: len(requests)], requests))
         scored = _score(logits[len(requests) :], items)
-        return dict(zip((r.request_id for r in requests), sampled, strict=True)), scored
+        return {i.request.request_id: list(islice(sampled, 1 + len(i.guesses))) for i in sampling}, scored
 
     def _batch(self, items: Sequence[ScheduledRequest]) -> Batch:
         token_ids: list[int] = []
@@ -48,15 +51,17 @@ class ModelRunner:
         size = self._block_size
         for item in items:
             request = item.request
-            start, stop = request.num_computed_tokens, request.num_computed_tokens + item.num_tokens
+            start, known = request.num_computed_tokens, request.num_computed_tokens + item.num_tokens
+            stop = known + len(item.guesses)
             table = request.block_table
-            spans.append(AttentionSpan(len(token_ids), len(token_ids) + item.num_tokens, start, table))
-            scored_rows += (len(token_ids) + row - start for row in item.rows_to_score)
-            token_ids += request.slice_tokens(start, stop)
+            first_row = len(token_ids)
+            spans.append(AttentionSpan(first_row, first_row + stop - start, start, table))
+            scored_rows += (first_row + row - start for row in item.rows_to_score)
+            token_ids += [*request.slice_tokens(start, known), *item.guesses]
             positions += range(start, stop)
             slots += (table[p // size] * size + p % size for p in range(start, stop))
             if item.samples:
-                sampling_rows.append(len(token_ids) - 1)
+                sampling_rows += range(first_row + item.num_tokens - 1, len(token_ids))
         return Batch(
             token_ids=self._tensor(token_ids),
             positions=self._tensor(positions),
@@ -91,7 +96,7 @@ def _neuron_blocks_per_layer(items: Sequence[ScheduledRequest]) -> list[list[Neu
     ends: list[int] = []
     end = 0
     for item in items:
-        end += item.num_tokens
+        end += item.num_tokens + len(item.guesses)
         if widths and widths[-1] == item.request.variant.widths:
             ends[-1] = end
         else:

@@ -64,6 +64,12 @@ class SamplingParams:
     recorded_logprobs: int | None = None
     logit_bias: Mapping[int, float] = field(default_factory=lambda: MappingProxyType({}))
 
+    @property
+    def is_predictable(self) -> bool:
+        """Whether each token follows from the logits alone, not from chance or from what was said before."""
+        penalised = self.repetition_penalty != 1 or self.presence_penalty != 0 or self.frequency_penalty != 0
+        return self.temperature == 0 and not penalised
+
 
 @dataclass(frozen=True)
 class TokenLogprobs:

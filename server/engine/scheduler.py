@@ -10,15 +10,20 @@ When blocks run out, the request that came last gives its blocks back and is com
 Background requests take what users leave: tokens after all users', a seat and blocks only while no user
 waits, and they give both back as soon as a user needs them. What users are given, step by step, is what they
 would be given if there were no background, but for what each finds in the prefix cache.
+
+A step of few tokens costs about what a step of one does: the weights are read once. It is filled up with
+guesses at what requests say next (server/engine/lookup.py); no request gives up anything for them.
 """
 
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from weakref import WeakKeyDictionary
 
 from server.engine.config import EngineConfig
 from server.engine.kv_cache import BlockPool, hash_block
+from server.engine.lookup import Lookup, num_right
 from server.engine.request import FinishReason, Request, TokenLogprobs
 
 # A step's logits take this many rows more than it has requests: 78 MB for a vocabulary of 152,000.
@@ -31,10 +36,14 @@ MAX_BACKGROUND_TOKENS_ALONE = 64
 
 @dataclass(frozen=True)
 class ScheduledRequest:
-    """`num_tokens` more of this request are computed in this step. The properties hold until `update`."""
+    """`num_tokens` more of this request are computed in this step. The properties hold until `update`.
+
+    `guesses` are computed after them; only a request that gets a new token has any.
+    """
 
     request: Request
     num_tokens: int
+    guesses: tuple[int, ...] = ()
 
     @property
     def catches_up(self) -> bool:
@@ -106,6 +115,7 @@ class Scheduler:
         self._eos_token_ids = eos_token_ids
         self._users = _Queue()
         self._background = _Queue()
+        self._lookups: WeakKeyDictionary[Request, Lookup] = WeakKeyDictionary()
 
     @property
     def running(self) -> Sequence[Request]:
@@ -149,6 +159,7 @@ class Scheduler:
         self._continue(self._background, step)
         if not self._users.waiting and not step.preempted:
             self._admit(self._background, step)
+        self._guess(step)
         return SchedulerOutput(
             tuple(step.scheduled),
             sum(not request.is_background for request in step.preempted),
@@ -159,30 +170,50 @@ class Scheduler:
     def update(
         self,
         output: SchedulerOutput,
-        sampled: Mapping[str, int],
+        sampled: Mapping[str, Sequence[int]],
         scored: Mapping[str, Sequence[TokenLogprobs]],
     ) -> list[tuple[Request, int | None, FinishReason | None]]:
-        """Takes in what a step computed. Request id -> new token, and -> the scores of its rows.
+        """Takes in what a step computed. Request id -> the tokens chosen, and -> the scores of its rows.
 
-        Returns the requests that got a token or ended, with the token and with the reason if they ended.
+        Tokens are chosen after the request's last token and after each guess; those after a wrong guess mean
+        nothing. Returns each new token with its request, and with the reason if it was the last; a request
+        that ends without a token comes with None.
         """
         results: list[tuple[Request, int | None, FinishReason | None]] = []
         for item in output.scheduled:
             request = item.request
-            catches_up, token_id = item.catches_up, sampled.get(request.request_id)
-            assert (token_id is not None) == item.samples
+            catches_up, chosen = item.catches_up, sampled.get(request.request_id, ())
+            assert len(chosen) == (1 + len(item.guesses) if item.samples else 0)
             request.scored += scored.get(request.request_id, ())
             request.num_computed_tokens += item.num_tokens
+            if not catches_up:
+                self._remember_full_blocks(request)
+                continue
+            new = self._new_tokens(item, chosen)
+            request.num_computed_tokens += max(0, len(new) - 1)  # the guesses among them
             self._remember_full_blocks(request)
-            if catches_up:
-                if token_id is not None:
-                    request.output_token_ids.append(token_id)
-                reason = self._finish_reason(request, token_id)
-                if reason is not None:
-                    self._queue_of(request).running.remove(request)
-                    self._release(request)
-                results.append((request, token_id, reason))
+            reason = new[-1][1] if new else self._finish_reason(request, None)
+            if reason is not None:
+                self._queue_of(request).running.remove(request)
+                self._release(request)
+            results += [(request, *token) for token in new] or [(request, None, reason)]
         return results
+
+    def _new_tokens(
+        self, item: ScheduledRequest, chosen: Sequence[int]
+    ) -> list[tuple[int, FinishReason | None]]:
+        """Adds to the output what was chosen, up to the first wrong guess or the end of the answer."""
+        request = item.request
+        right = num_right(item.guesses, chosen)
+        if item.guesses:
+            self._lookups[request].learn(len(item.guesses), right)
+        new: list[tuple[int, FinishReason | None]] = []
+        for token_id in chosen[: right + 1]:
+            request.output_token_ids.append(token_id)
+            new.append((token_id, self._finish_reason(request, token_id)))
+            if new[-1][1] is not None:
+                break
+        return new
 
     def abort(self, request: Request) -> None:
         """Forgets a request and takes its blocks back. Does nothing to one that has finished."""
@@ -251,6 +282,27 @@ class Scheduler:
                 return None
             self._preempt_last(step)
 
+    def _guess(self, step: _Step) -> None:
+        """Fills the step up with guesses, for users and as far as blocks are free."""
+        room = self._config.prompt_lookup_tokens - sum(item.num_tokens for item in step.scheduled)
+        for index, item in enumerate(step.scheduled):
+            if room <= 0:
+                return
+            request = item.request
+            sampling = request.sampling
+            if request.is_background or not item.samples or not sampling.is_predictable:
+                continue
+            start = request.num_computed_tokens + item.num_tokens
+            in_blocks = len(request.block_table) * self._pool.block_size - start
+            free = in_blocks + self._pool.num_free * self._pool.block_size
+            to_come = sampling.max_tokens - len(request.output_token_ids) - 1
+            guesses = self._lookups.setdefault(request, Lookup()).guess(request, min(room, to_come, free))
+            if guesses:
+                num_tokens = item.num_tokens + len(guesses)
+                request.block_table += self._pool.allocate(self._num_missing_blocks(request, num_tokens))
+                step.scheduled[index] = replace(item, guesses=guesses)
+                room -= len(guesses)
+
     def _preempt_last(self, step: _Step) -> None:
         queue = self._background if self._background.running else self._users
         request = queue.running.pop()
@@ -266,7 +318,7 @@ class Scheduler:
 
     def _num_missing_blocks(self, request: Request, num_tokens: int) -> int:
         needed = self._pool.blocks_for(request.num_computed_tokens + num_tokens)
-        return needed - len(request.block_table)
+        return max(0, needed - len(request.block_table))  # a wrong guess may have left one more
 
     def _finish_reason(self, request: Request, token_id: int | None) -> FinishReason | None:
         sampling = request.sampling

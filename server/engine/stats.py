@@ -20,6 +20,8 @@ class StepStats:
         prefix_queries: prompt tokens looked up in the prefix cache.
         prefix_hits: prompt tokens found there.
         preemptions: requests thrown out to be computed again.
+        guessed_tokens: tokens guessed ahead (server/engine/lookup.py), and computed beside `batch_tokens`.
+        right_guesses: those of them that came true.
         background_tokens: variant name -> tokens the step computed for background requests.
         num_background: background requests that run or wait.
     """
@@ -32,6 +34,8 @@ class StepStats:
     prefix_queries: int = 0
     prefix_hits: int = 0
     preemptions: int = 0
+    guessed_tokens: int = 0
+    right_guesses: int = 0
     background_tokens: Mapping[str, int] = field(default_factory=dict)
     num_background: int = 0
 
