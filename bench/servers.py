@@ -117,11 +117,11 @@ async def running(launch: Launch, logs: Path) -> AsyncIterator[Server]:
                 await asyncio.sleep(0.02)
         yield Server(launch, url, process.pid, time.monotonic() - start)
     finally:
-        os.killpg(process.pid, signal.SIGCONT)  # a paused one hears of nothing
-        process.send_signal(signal.SIGTERM)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(_STOP_TIMEOUT_SECONDS)
-        with contextlib.suppress(ProcessLookupError):  # it left none behind
+        with contextlib.suppress(ProcessLookupError):  # none of its processes is left
+            os.killpg(process.pid, signal.SIGCONT)  # a paused one hears of nothing
+            process.terminate()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(_STOP_TIMEOUT_SECONDS)
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
 
