@@ -190,7 +190,7 @@ def _connect(path: Path) -> sqlite3.Connection:
     """Raises sqlite3.DatabaseError, and not OperationalError, where the file is damaged or foreign."""
     connection = sqlite3.connect(path, timeout=BUSY_SECONDS, check_same_thread=False)
     try:
-        connection.execute("PRAGMA journal_mode = WAL")
+        # Not WAL: to switch to it, SQLite does not wait for another process that does the same.
         connection.execute("PRAGMA synchronous = NORMAL")  # a power cut may take the last outcomes, no more
         connection.execute("PRAGMA foreign_keys = ON")
         _prepare(connection)
@@ -221,8 +221,8 @@ def _set_aside(path: Path, error: Exception) -> None:
     while (aside := path.with_name(f"{path.name}.damaged-{number}")).exists():
         number += 1
     path.rename(aside)
-    for suffix in ("-wal", "-shm"):  # they belong to the damaged file; the new one must not read them
-        path.with_name(path.name + suffix).unlink(missing_ok=True)
+    # It belongs to the damaged file, and would be played back into the new one.
+    path.with_name(path.name + "-journal").unlink(missing_ok=True)
     logger.warning(
         "the probe evidence in %s cannot be used (%s): kept as %s, beginning anew", path, error, aside
     )
