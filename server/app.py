@@ -3,6 +3,7 @@
 Builds; the collaborators come in ready-made from server/__main__.py or from a test.
 """
 
+import asyncio
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -27,13 +28,16 @@ from server.middleware import (
     ErrorMiddleware,
     RequestIdMiddleware,
 )
+from server.probing import ProbesOff, Probing
 from server.routes.admin import admin_router
 from server.routes.chat import chat_router
 from server.routes.completions import completions_router
 from server.routes.models import models_router
 from server.routes.operations import operations_router
 from server.routes.tokenize import tokenize_router
+from server.routes.variants import variants_router
 from server.settings import HttpSettings
+from server.shadow import ShadowScorer
 from server.tokenization import PromptTokenizer
 from server.variants import VariantRegistry
 
@@ -48,16 +52,25 @@ def build_app(
     registry: VariantRegistry,
     tokenizer: PromptTokenizer,
     metrics: Metrics,
+    probing: Probing | ProbesOff,
+    shadow: ShadowScorer,
     max_model_len: int,
 ) -> FastAPI:
-    """The ASGI application. Its lifespan starts and stops the engine."""
+    """The ASGI application. Its lifespan starts and stops the engine, and what runs on it by itself."""
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         engine.start()
+        scoring = asyncio.create_task(shadow.run())
+        if isinstance(probing, Probing):
+            probing.start()
         try:
             yield
         finally:
+            scoring.cancel()
+            await asyncio.gather(scoring, return_exceptions=True)
+            if isinstance(probing, Probing):
+                await probing.stop()
             await engine.stop()
 
     def count(error: RequestError) -> None:
@@ -74,8 +87,9 @@ def build_app(
     app.include_router(completions_router(generations, tokenizer, count))
     app.include_router(chat_router(generations, tokenizer, max_model_len, count))
     app.include_router(models_router(registry, int(time.time()), max_model_len))
+    app.include_router(variants_router(registry, probing, shadow))
     app.include_router(tokenize_router(tokenizer, max_model_len))
-    app.include_router(admin_router(registry, metrics.declare))
+    app.include_router(admin_router(registry, metrics.declare, probing, shadow))
     app.include_router(operations_router(engine, generations, metrics))
     for status in registry.offer().statuses:
         metrics.declare(status.variant.name)

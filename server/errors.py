@@ -14,6 +14,7 @@
     ├── MethodNotAllowedError       405 method_not_allowed
     ├── VariantConflictError        409 variant_conflict
     ├── DegradedVariantError        409 variant_degraded
+    ├── ProbeConflictError          409 probe_conflict
     ├── BodyTooLargeError           413 body_too_large
     ├── SchemaError                 422 schema_violation
     ├── BusyError                   429 queue_full
@@ -32,10 +33,10 @@ from typing import Any, ClassVar
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
-from eval.verdicts import Evidence
+from eval.verdicts import Evidence, VerdictChange
 from pruning.errors import SecateurError
 from server.engine.errors import EngineDeadError, PromptTooLongError, QueueFullError
-from server.evidence import evidence_object
+from server.evidence import change_object, evidence_object
 
 
 class RequestError(SecateurError):
@@ -156,13 +157,25 @@ class DegradedVariantError(RequestError):
     type = "conflict_error"
     code = "variant_degraded"
 
-    def __init__(self, message: str, evidence: Evidence) -> None:
+    def __init__(self, message: str, evidence: Evidence, changes: Sequence[VerdictChange]) -> None:
         super().__init__(message, param="sparsity")
         self.evidence = evidence
+        self.changes = changes
 
     def envelope(self) -> dict[str, dict[str, Any]]:
         error = super().envelope()["error"]
-        return {"error": {**error, "evidence": evidence_object(self.evidence, time.time())}}
+        evidence = evidence_object(self.evidence, time.time())
+        # A demotion begins the evidence anew; what it rests on is in the change.
+        changes = [change_object(change) for change in self.changes[-1:]]
+        return {"error": {**error, "evidence": evidence, "changes": changes}}
+
+
+class ProbeConflictError(RequestError):
+    """Probes cannot be run now, or not here at all."""
+
+    status = HTTPStatus.CONFLICT
+    type = "conflict_error"
+    code = "probe_conflict"
 
 
 class BodyTooLargeError(RequestError):

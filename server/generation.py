@@ -86,12 +86,15 @@ class Generations:
     def num_open(self) -> int:
         return len(self._open)
 
+    @property
+    def num_waiting(self) -> int:
+        """Users' requests that waited after the engine's last step."""
+        step = self.metrics.workload.last_step if self.engine.num_unfinished else None
+        return step.num_waiting if step else 0
+
     def load(self) -> float:
         """The share of the queue that is taken: what waits, of what may. 0..1"""
-        step = self.metrics.workload.last_step if self.engine.num_unfinished else None
-        if step is None or self._max_waiting == 0:
-            return 0.0
-        return min(1.0, step.num_waiting / self._max_waiting)
+        return min(1.0, self.num_waiting / self._max_waiting) if self._max_waiting else 0.0
 
     def drain(self) -> None:
         """From now on `open` refuses; what runs goes on."""

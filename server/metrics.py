@@ -1,29 +1,21 @@
-"""Everything that /metrics tells. The only importer of prometheus_client.
+"""What /metrics counts. Gauges, which are read when it is scraped, are in server/gauges.py.
 
-`Metrics` counts what the engine and the routes report; `StateCollector` reads the rest when it is scraped.
-Labels come from closed sets: variants, states, finish reasons, error codes. docs/reference/metrics.md lists
-every metric and is held to them by a test.
+Those two alone import prometheus_client. Labels come from closed sets: variants, finish reasons, traps,
+verdicts, error codes. docs/reference/metrics.md lists every metric and is held to them by a test.
 """
 
-import platform
-from collections.abc import Iterator
-
-import psutil
-import torch
 from prometheus_client import CollectorRegistry, Counter, Histogram, disable_created_metrics
-from prometheus_client.core import GaugeMetricFamily, InfoMetricFamily
 from prometheus_client.exposition import choose_encoder
-from prometheus_client.registry import Collector
 
-from server import __version__
-from server.engine.async_engine import AsyncEngine
-from server.engine.engine import Engine
+from eval.traps import Trap
+from eval.verdicts import Verdict
+from server.agreement import Agreement, ShadowOutcome
 from server.engine.request import FinishReason, RequestStats
 from server.engine.stats import StepStats
 from server.errors import error_codes
-from server.variants import VariantRegistry, VariantState
 from server.workload import Workload
 
+TRAPS = [trap for trap in Trap if trap is not Trap.NONE]
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 TOKENS = tuple(float(2**exponent) for exponent in range(14))
 
@@ -83,6 +75,39 @@ class Metrics:
         self._preemptions = self._counter(
             "secateur_preemptions", "Answers thrown out of the KV cache to be computed again."
         )
+        self._traps = self._counter(
+            "secateur_traps", "Answers that did not end by themselves.", "variant", "trap"
+        )
+        self._background_tokens = self._counter(
+            "secateur_background_tokens", "Tokens computed for probes and shadow scores.", "variant"
+        )
+        self._probe_tokens = self._counter(
+            "secateur_probe_tokens", "Tokens of probes and their answers.", "variant"
+        )
+        self._verdict_changes = self._counter(
+            "secateur_verdict_changes",
+            "Times that a variant's verdict became this one.",
+            "variant",
+            "verdict",
+        )
+        self._shadow_answers = self._counter(
+            "secateur_shadow_answers", "Answers drawn for the dense variant to score.", "variant", "outcome"
+        )
+        self._shadow_tokens = self._counter(
+            "secateur_shadow_tokens", "Tokens that the dense variant has scored.", "variant"
+        )
+        self._shadow_agreements = self._counter(
+            "secateur_shadow_agreements", "Those where it would choose the same token.", "variant"
+        )
+        self._shadow_kl = self._counter(
+            "secateur_shadow_kl_nats", "Sum over them of the divergence from the dense variant.", "variant"
+        )
+        self._shadow_worst_tokens = self._counter(
+            "secateur_shadow_worst_tokens", "The fifth of each answer's tokens that diverges most.", "variant"
+        )
+        self._shadow_worst_kl = self._counter(
+            "secateur_shadow_worst_kl_nats", "Sum over those of the divergence.", "variant"
+        )
         for code in error_codes():
             self._rejections.labels(code)
 
@@ -90,7 +115,20 @@ class Metrics:
         """Makes a variant's series appear before its first request, so that rates begin at 0."""
         for reason in FinishReason:
             self._requests.labels(variant, reason.value)
+        for trap in TRAPS:
+            self._traps.labels(variant, trap.value)
+        for verdict in Verdict:
+            self._verdict_changes.labels(variant, verdict.value)
+        for outcome in ShadowOutcome:
+            self._shadow_answers.labels(variant, outcome.value)
         for metric in (
+            self._background_tokens,
+            self._probe_tokens,
+            self._shadow_tokens,
+            self._shadow_agreements,
+            self._shadow_kl,
+            self._shadow_worst_tokens,
+            self._shadow_worst_kl,
             self._prompt_tokens,
             self._generation_tokens,
             self._batch_tokens,
@@ -114,11 +152,30 @@ class Metrics:
         """A prompt was taken in, for however many choices."""
         self._prompt_tokens.labels(variant).inc(num_tokens)
 
+    def probed(self, variant: str, num_tokens: int) -> None:
+        """A probe was answered; its tokens and the answer's."""
+        self._probe_tokens.labels(variant).inc(num_tokens)
+
+    def verdict_changed(self, variant: str, verdict: Verdict) -> None:
+        self._verdict_changes.labels(variant, verdict.value).inc()
+
+    def shadowed(self, variant: str, outcome: ShadowOutcome, found: Agreement | None) -> None:
+        """An answer was drawn for the dense variant to score; `found` where it did."""
+        self._shadow_answers.labels(variant, outcome.value).inc()
+        if found is not None:
+            self._shadow_tokens.labels(variant).inc(found.tokens)
+            self._shadow_agreements.labels(variant).inc(found.agreements)
+            self._shadow_kl.labels(variant).inc(found.kl_nats)
+            self._shadow_worst_tokens.labels(variant).inc(found.worst_tokens)
+            self._shadow_worst_kl.labels(variant).inc(found.worst_kl_nats)
+
     def step(self, stats: StepStats) -> None:
         self.workload.step(stats)
         self._step_seconds.observe(stats.step_seconds)
         for variant, num_tokens in stats.batch_tokens.items():
             self._batch_tokens.labels(variant).observe(num_tokens)
+        for variant, num_tokens in stats.background_tokens.items():
+            self._background_tokens.labels(variant).inc(num_tokens)
         self._prefix_queries.inc(stats.prefix_queries)
         self._prefix_hits.inc(stats.prefix_hits)
         self._preemptions.inc(stats.preemptions)
@@ -134,6 +191,8 @@ class Metrics:
     def finished(self, stats: RequestStats) -> None:
         variant = stats.variant.name
         self._requests.labels(variant, stats.finish_reason.value).inc()
+        if stats.trap is not Trap.NONE:
+            self._traps.labels(variant, stats.trap.value).inc()
         self._request_seconds.labels(variant).observe(stats.finished_time - stats.arrival_time)
         if stats.first_scheduled_time is not None:
             self._queue_seconds.labels(variant).observe(stats.first_scheduled_time - stats.arrival_time)
@@ -143,93 +202,3 @@ class Metrics:
 
     def _histogram(self, name: str, text: str, buckets: tuple[float, ...], *labels: str) -> Histogram:
         return Histogram(name, text, labelnames=labels, buckets=buckets, registry=self.registry)
-
-
-class StateCollector(Collector):
-    """Gauges that are read, not counted: queue, KV, memory, variants, build."""
-
-    def __init__(
-        self, metrics: Metrics, engine: Engine, async_engine: AsyncEngine, registry: VariantRegistry
-    ) -> None:
-        self._metrics = metrics
-        self._engine = engine
-        self._async_engine = async_engine
-        self._registry = registry
-        self._device = torch.device(engine.config.device)
-
-    def collect(self) -> Iterator[GaugeMetricFamily | InfoMetricFamily]:
-        yield from self._queue()
-        yield from self._variants()
-        yield from self._memory()
-        build = {"version": __version__, "torch": torch.__version__, "python": platform.python_version()}
-        yield InfoMetricFamily("secateur_build", "Versions.", {**build, "model": self._registry.model})
-
-    def _queue(self) -> Iterator[GaugeMetricFamily]:
-        # The engine steps only while it has work, so with none left the last step's numbers are history.
-        step = self._metrics.workload.last_step if self._async_engine.num_unfinished else None
-        running = GaugeMetricFamily(
-            "secateur_requests_running", "Answers being computed.", labels=["variant"]
-        )
-        for status in self._registry.offer().statuses:
-            name = status.variant.name
-            running.add_metric([name], step.running.get(name, 0) if step else 0)
-        yield running
-        yield GaugeMetricFamily(
-            "secateur_requests_waiting", "Answers waiting to be computed.", step.num_waiting if step else 0
-        )
-        yield GaugeMetricFamily(
-            "secateur_kv_usage_ratio",
-            "KV blocks that running requests hold, of all.",
-            step.kv_usage_ratio if step else 0.0,
-        )
-
-    def _variants(self) -> Iterator[GaugeMetricFamily]:
-        labels = ["variant"]
-        standalone = GaugeMetricFamily(
-            "secateur_variant_standalone_bytes", "Weights of this variant if it were alone.", labels=labels
-        )
-        marginal = GaugeMetricFamily(
-            "secateur_variant_marginal_bytes", "Weights held for this variant and no other.", labels=labels
-        )
-        sparsity = GaugeMetricFamily(
-            "secateur_variant_sparsity_ratio", "MLP neurons left out, exactly.", labels=labels
-        )
-        state = GaugeMetricFamily(
-            "secateur_variant_state", "1 for the state that the variant is in.", labels=["variant", "state"]
-        )
-        for status in self._registry.offer().statuses:
-            name = [status.variant.name]
-            standalone.add_metric(name, status.variant.standalone_bytes)
-            marginal.add_metric(name, status.variant.marginal_bytes)
-            sparsity.add_metric(name, status.variant.exact_sparsity)
-            for possible in VariantState:
-                state.add_metric([*name, possible.value], float(status.state is possible))
-        yield from (standalone, marginal, sparsity, state)
-
-    def _memory(self) -> Iterator[GaugeMetricFamily]:
-        yield GaugeMetricFamily(
-            "secateur_weight_bytes", "Resident weights, shared by all variants.", self._engine.weight_bytes
-        )
-        yield GaugeMetricFamily("secateur_kv_bytes", "Memory for KV blocks.", self._engine.kv_bytes)
-        own, used, total = _cuda_memory(self._device) if self._device.type == "cuda" else _host_memory()
-        help_texts = {
-            "secateur_device_memory_process_bytes": ("Held by this process.", own),
-            "secateur_device_memory_used_bytes": ("Held by all processes.", used),
-            "secateur_device_memory_total_bytes": ("Of the device.", total),
-        }
-        for name, (text, value) in help_texts.items():
-            gauge = GaugeMetricFamily(name, f"Device memory in bytes. {text}", labels=["device"])
-            gauge.add_metric([str(self._device)], value)
-            yield gauge
-
-
-def _host_memory() -> tuple[int, int, int]:
-    """(resident set of this process, used by all, total), bytes."""
-    memory = psutil.virtual_memory()
-    return psutil.Process().memory_info().rss, memory.total - memory.available, memory.total
-
-
-def _cuda_memory(device: torch.device) -> tuple[int, int, int]:
-    """(held by torch for this process, used by all according to NVML, total), bytes."""
-    total = torch.cuda.get_device_properties(device).total_memory
-    return torch.cuda.memory_reserved(device), torch.cuda.device_memory_used(device), total

@@ -127,6 +127,7 @@ class VariantPolicy:
                 f"{variant.name} is degraded: probes show that it loses more accuracy than is tolerated; say "
                 f'"allow_unsafe": true to have it all the same; {_served(offer)}',
                 degraded.evidence,
+                degraded.changes,
             )
         densest, *pruned = (s for s in _in_service(offer) if s.variant.sparsity < variant.sparsity)
         safe = [s for s in pruned if s.evidence is not None and s.evidence.verdict is Verdict.SAFE]

@@ -9,6 +9,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
+from eval.probes import MAX_RUN_ITEMS
 from server.engine.request import SamplingParams, ScoringParams
 from server.errors import InvalidValueError, UnsupportedFieldError
 from server.policy import AUTO, Ask
@@ -281,6 +282,15 @@ class AddVariantRequest(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     sparsity: Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
+
+
+class RunProbesRequest(BaseModel):
+    """POST /admin/probes/run."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    variants: Annotated[list[str], Field(min_length=1)] | None = None
+    items: Annotated[int, Field(ge=1, le=MAX_RUN_ITEMS)] = 100
 
 
 def _template_messages(messages: Sequence[Message]) -> list[dict[str, str]]:

@@ -29,8 +29,9 @@ from server.devices import resolve_device, resolve_dtype
 from server.engine.async_engine import AsyncEngine
 from server.engine.config import EngineConfig
 from server.engine.engine import Engine, load_engine
+from server.gauges import StateCollector
 from server.generation import Generations
-from server.metrics import Metrics, StateCollector
+from server.metrics import Metrics
 from server.policy import VariantPolicy
 from server.probing import EngineGenerate, ProbesOff, Probing
 from server.profiles import open_model, profile_for_serving

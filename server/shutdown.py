@@ -24,6 +24,7 @@ class GracefulServer(uvicorn.Server):
 
     Args:
         timeout_seconds: that running generations have left after the first signal.
+        on_drain: shuts the door at the first signal.
         on_started: told when connections are taken.
     """
 
@@ -32,11 +33,13 @@ class GracefulServer(uvicorn.Server):
         config: uvicorn.Config,
         generations: Generations,
         timeout_seconds: float,
+        on_drain: Callable[[], None],
         on_started: Callable[[], None],
     ) -> None:
         super().__init__(config)
         self._generations = generations
         self._timeout_seconds = timeout_seconds
+        self._on_drain = on_drain
         self._on_started = on_started
         self._deadline: float | None = None
 
@@ -49,7 +52,7 @@ class GracefulServer(uvicorn.Server):
             signal.signal(sig, signal.SIG_DFL)
             signal.raise_signal(sig)
         self._deadline = time.monotonic() + self._timeout_seconds
-        self._generations.drain()
+        self._on_drain()
 
     async def on_tick(self, counter: int) -> bool:
         """Called ten times a second by uvicorn; True ends the serving."""

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Protocol
 
-from eval.verdicts import Evidence, Verdict
+from eval.verdicts import Evidence, Verdict, VerdictChange
 from server.engine.variant import Variant
 from server.errors import ModelNotFoundError, VariantConflictError
 
@@ -25,13 +25,20 @@ class VariantState(str, Enum):
 
 @dataclass(frozen=True)
 class VariantStatus:
-    """A variant at one moment. `in_flight` counts the requests that hold it; no evidence is None."""
+    """A variant at one moment.
+
+    Attributes:
+        in_flight: requests that hold it.
+        evidence: what is known of it; None before anything is.
+        changes: the last changes of its verdict, oldest first.
+    """
 
     variant: Variant
     state: VariantState
     in_flight: int
     is_default: bool
     evidence: Evidence | None = None
+    changes: Sequence[VerdictChange] = ()
 
 
 @dataclass(frozen=True)
@@ -57,6 +64,14 @@ class WeightBook(Protocol):
     def parameters(self, widths: tuple[int, ...]) -> int: ...
 
     def standalone_bytes(self, widths: tuple[int, ...]) -> int: ...
+
+
+class EvidenceSource(Protocol):
+    """Knows variants by name. Asked for every offer, so it answers from memory."""
+
+    def evidence(self, variant: str) -> Evidence | None: ...
+
+    def changes(self, variant: str) -> Sequence[VerdictChange]: ...
 
 
 class VariantBuilder:
@@ -118,6 +133,7 @@ class VariantRegistry:
         self._builder = builder
         self._default = variant_name(builder.model, default_sparsity)
         self._entries: dict[str, _Entry] = {}
+        self._evidence_source: EvidenceSource | None = None
         for sparsity in sparsities:
             self.add(sparsity)
 
@@ -134,6 +150,15 @@ class VariantRegistry:
         """Every variant, sparsest last."""
         entries = sorted(self._entries.values(), key=lambda entry: entry.variant.sparsity)
         return Offer(self.model, tuple(self._status(entry) for entry in entries))
+
+    def in_service(self) -> list[Variant]:
+        """The variants that take requests, sparsest last, whatever is known of them."""
+        variants = [entry.variant for entry in self._entries.values() if not entry.is_retiring]
+        return sorted(variants, key=lambda variant: variant.sparsity)
+
+    def consult(self, source: EvidenceSource) -> None:
+        """From now on offers say what `source` knows. It may itself ask what is `in_service`."""
+        self._evidence_source = source
 
     def add(self, sparsity: float) -> VariantStatus:
         """Takes up a variant.
@@ -163,11 +188,6 @@ class VariantRegistry:
         self._forget_if_drained(entry)
         return self._status(entry)
 
-    def judge(self, name: str, evidence: Evidence) -> None:
-        """Records what is known of a variant now; of one that is gone, nothing."""
-        if name in self._entries:
-            self._entries[name].evidence = evidence
-
     @contextmanager
     def lease(self, variant: Variant) -> Iterator[None]:
         """Holds `variant` for one request; while held, it is not forgotten."""
@@ -189,22 +209,24 @@ class VariantRegistry:
             del self._entries[entry.variant.name]
 
     def _status(self, entry: "_Entry") -> VariantStatus:
+        name, source = entry.variant.name, self._evidence_source
+        evidence = source.evidence(name) if source else None
         return VariantStatus(
             entry.variant,
-            self._state(entry),
+            self._state(entry, evidence),
             entry.in_flight,
-            is_default=entry.variant.name == self._default,
-            evidence=entry.evidence,
+            is_default=name == self._default,
+            evidence=evidence,
+            changes=source.changes(name) if source else (),
         )
 
-    def _state(self, entry: "_Entry") -> VariantState:
+    def _state(self, entry: "_Entry", evidence: Evidence | None) -> VariantState:
         if entry.is_retiring:
             return VariantState.RETIRING
-        if entry.evidence is None or entry.evidence.verdict is not Verdict.DEGRADED:
+        if evidence is None or evidence.verdict is not Verdict.DEGRADED:
             return VariantState.READY
-        sparsity = entry.variant.sparsity
-        has_denser = any(e.variant.sparsity < sparsity and not e.is_retiring for e in self._entries.values())
-        return VariantState.DEGRADED if has_denser else VariantState.READY
+        is_densest = entry.variant == self.in_service()[0]
+        return VariantState.READY if is_densest else VariantState.DEGRADED
 
 
 def variant_name(model: str, sparsity: float) -> str:
@@ -217,4 +239,3 @@ class _Entry:
     variant: Variant
     is_retiring: bool = False
     in_flight: int = 0
-    evidence: Evidence | None = None

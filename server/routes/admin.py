@@ -1,28 +1,70 @@
-"""POST and DELETE /admin/variants: variants come and go while the process serves."""
+"""/admin: variants come and go while the process serves, and probes are run when asked for."""
 
+import time
 from collections.abc import Callable
 from http import HTTPStatus
 from typing import Any
 
-from fastapi import APIRouter
+from fastapi import APIRouter, BackgroundTasks
 
-from server.protocol import AddVariantRequest
-from server.routes.models import variant_object
+from server.errors import ProbeConflictError
+from server.evidence import evidence_object
+from server.probing import ProbeRun, ProbesOff, Probing
+from server.protocol import AddVariantRequest, RunProbesRequest
+from server.routes.variants import variant_object
+from server.shadow import ShadowScorer
 from server.variants import VariantRegistry
 
 
-def admin_router(registry: VariantRegistry, on_added: Callable[[str], None]) -> APIRouter:
+def admin_router(
+    registry: VariantRegistry,
+    on_added: Callable[[str], None],
+    probing: Probing | ProbesOff,
+    shadow: ShadowScorer,
+) -> APIRouter:
     """The routes, over these collaborators. `on_added` is told the name of each new variant."""
     router = APIRouter()
 
+    def prober() -> Probing:
+        if isinstance(probing, ProbesOff):
+            raise ProbeConflictError(f"variants are not judged here: {probing.reason}")
+        return probing
+
     @router.post("/admin/variants", status_code=HTTPStatus.CREATED)
-    async def add_variant(body: AddVariantRequest) -> dict[str, Any]:
+    async def add_variant(body: AddVariantRequest, background: BackgroundTasks) -> dict[str, Any]:
         status = registry.add(body.sparsity)
         on_added(status.variant.name)
-        return variant_object(status, registry)
+        if isinstance(probing, Probing):
+            background.add_task(probing.refresh)  # it may have been judged before
+        return variant_object(status, registry, shadow)
 
     @router.delete("/admin/variants/{name}", status_code=HTTPStatus.ACCEPTED)
     async def retire_variant(name: str) -> dict[str, Any]:
-        return variant_object(registry.retire(name), registry)
+        return variant_object(registry.retire(name), registry, shadow)
+
+    @router.post("/admin/probes/run", status_code=HTTPStatus.ACCEPTED)
+    async def run_probes(body: RunProbesRequest) -> dict[str, Any]:
+        return _run_object(prober().run_now(body.variants, body.items))
+
+    @router.get("/admin/probes/run")
+    async def latest_run() -> dict[str, Any]:
+        run = prober().latest_run
+        if run is None:
+            raise ProbeConflictError("no probes were asked for yet: POST begins a run")
+        return _run_object(run)
 
     return router
+
+
+def _run_object(run: ProbeRun) -> dict[str, Any]:
+    """How far a run has come; when it is done, what is known of its variants by then."""
+    now = time.time()
+    return {
+        "object": "probe_run",
+        "state": run.state,
+        "variants": list(run.variants),
+        "items": run.items,
+        "items_done": run.items_done,
+        "error": run.error,
+        "evidence": {name: evidence_object(evidence, now) for name, evidence in run.evidence.items()},
+    }

@@ -68,6 +68,7 @@ def running(tiny: Tiny, **changes: Any) -> Iterator[Live]:
             "max_num_batched_tokens": 64,
             "max_body_bytes": 100_000,
             "port": 0,
+            "cache_dir": tiny.checkpoint.path.parent / "cache",
             "safe_sparsity": 0.2,
             "probe_budget": 0.0,
             "shadow_share": 0.0,
@@ -78,14 +79,13 @@ def running(tiny: Tiny, **changes: Any) -> Iterator[Live]:
     engine, registry = load_variants(settings, tiny.checkpoint, tiny.ranking, "uniform", config)
     assert settings.safe_sparsity is not None
     margin = SafeMargin(settings.safe_sparsity, "a test's")
-    app, generations = assemble(
-        settings, LoadedModel(tiny.checkpoint, tiny.ranking, margin, engine, registry)
-    )
+    service = assemble(settings, LoadedModel(tiny.checkpoint, tiny.ranking, margin, engine, registry))
     started = threading.Event()
     server = GracefulServer(
-        uvicorn.Config(app, port=0, log_config=None, access_log=False, timeout_graceful_shutdown=5),
-        generations,
+        uvicorn.Config(service.app, port=0, log_config=None, access_log=False, timeout_graceful_shutdown=5),
+        service.generations,
         timeout_seconds=0.0,
+        on_drain=service.drain,
         on_started=started.set,
     )
     thread = threading.Thread(target=server.run)
@@ -93,7 +93,7 @@ def running(tiny: Tiny, **changes: Any) -> Iterator[Live]:
     try:
         assert started.wait(WAIT_SECONDS)
         port = server.servers[0].sockets[0].getsockname()[1]
-        yield Live(f"http://127.0.0.1:{port}", engine, generations)
+        yield Live(f"http://127.0.0.1:{port}", engine, service.generations)
     finally:
         server.should_exit = True
         thread.join(WAIT_SECONDS)

@@ -26,7 +26,7 @@ def refusal(response: httpx.Response) -> tuple[int, str, str | None]:
     [
         (COMPLETIONS, {"prompt": "a", "temperature": 3}, (422, "schema_violation", "temperature")),
         (COMPLETIONS, {}, (422, "schema_violation", "prompt")),
-        (COMPLETIONS, {"prompt": "a", "echo": True}, (400, "unsupported_field", "echo")),
+        (COMPLETIONS, {"prompt": "a", "suffix": "b"}, (400, "unsupported_field", "suffix")),
         (COMPLETIONS, {"prompt": "a", "max_accuracy_drop": 0.1}, (400, "invalid_value", "max_accuracy_drop")),
         (COMPLETIONS, {"prompt": "a", "sparsity": 0.15}, (400, "sparsity_not_served", "sparsity")),
         (COMPLETIONS, {"prompt": "a", "sparsity": 0.35}, (400, "unsafe_sparsity", "sparsity")),

@@ -4,7 +4,7 @@ import pytest
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
-from eval.verdicts import Verdict
+from eval.verdicts import Verdict, VerdictChange
 from pruning.errors import ModelError
 from server.engine.errors import EngineDeadError, PromptTooLongError, QueueFullError
 from server.errors import DegradedVariantError, RequestError, error_codes, request_error
@@ -24,6 +24,7 @@ DOCUMENTED = {
     (405, "method_not_allowed"),
     (409, "variant_conflict"),
     (409, "variant_degraded"),
+    (409, "probe_conflict"),
     (413, "body_too_large"),
     (422, "schema_violation"),
     (429, "queue_full"),
@@ -51,12 +52,17 @@ def test_the_envelope_has_openais_four_fields(kind: type[RequestError]) -> None:
 
 
 def test_a_degraded_variant_is_refused_with_the_evidence() -> None:
-    error = DegradedVariantError("limit, value, way out", evidence(Verdict.DEGRADED, updated_at=0.0))
+    grounds = evidence(Verdict.DEGRADED, drop=0.5)
+    changes = [VerdictChange(at, Verdict.SAFE, Verdict.DEGRADED, grounds) for at in (1.0, 1010.0)]
+    error = DegradedVariantError("limit, value, way out", evidence(Verdict.DEGRADED, updated_at=0.0), changes)
     told = error.envelope()["error"]
     assert (told["message"], told["code"]) == ("limit, value, way out", "variant_degraded")
     assert told["evidence"]["verdict"] == "degraded"
     assert told["evidence"]["traps"] == {"missing_stop": 1}
     assert told["evidence"]["age_seconds"] > 1e9  # since the epoch
+    (change,) = told["changes"]  # the last one says why
+    assert (change["at"], change["before"], change["after"]) == (1010.0, "safe", "degraded")
+    assert (change["evidence"]["drop"], change["evidence"]["age_seconds"]) == (0.5, 10.0)
 
 
 @pytest.mark.parametrize(

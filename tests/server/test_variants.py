@@ -1,8 +1,10 @@
 """The registry: names, widths within what is loaded, retirement that waits for the last request."""
 
+from collections.abc import Mapping, Sequence
+
 import pytest
 
-from eval.verdicts import Verdict
+from eval.verdicts import Evidence, Verdict, VerdictChange
 from server.errors import ModelNotFoundError, VariantConflictError
 from server.policy import Ask, VariantPolicy
 from server.variants import VariantBuilder, VariantRegistry, VariantState, variant_name
@@ -26,6 +28,19 @@ class Weights:
 
 def widths_at(sparsity: float) -> tuple[int, ...]:
     return (round(100 * (1 - sparsity)),) * 2
+
+
+class Known:
+    """Evidence by name, in place of a prober."""
+
+    def __init__(self, known: Mapping[str, Evidence]) -> None:
+        self._known = known
+
+    def evidence(self, variant: str) -> Evidence | None:
+        return self._known.get(variant)
+
+    def changes(self, variant: str) -> Sequence[VerdictChange]:
+        return ()
 
 
 def builder() -> VariantBuilder:
@@ -80,7 +95,7 @@ def test_a_retiring_variant_goes_with_its_last_request() -> None:
                 VariantPolicy(0.5, False).resolve(Ask(sparsity=0.2), variants.offer(), load=0.0)
         assert names(variants) == ["mini:s10", "mini:s20"]
         variants.retire("mini:s20")  # once more changes nothing
-        variants.judge("mini:s20", evidence(Verdict.SAFE))  # neither does evidence
+        variants.consult(Known({"mini:s20": evidence(Verdict.SAFE)}))  # neither does evidence
         assert variants.offer().statuses[1].state is VariantState.RETIRING
     assert names(variants) == ["mini:s10"]
 
@@ -110,27 +125,20 @@ def test_the_default_variant_stays_and_an_unknown_one_is_named() -> None:
     ],
 )
 def test_evidence_against_a_variant_degrades_it(verdict: Verdict, state: VariantState) -> None:
-    variants = registry(0.1, 0.2)
-    known = evidence(verdict)
-    variants.judge("mini:s20", known)
+    variants, known = registry(0.1, 0.2), {"mini:s20": evidence(verdict)}
+    variants.consult(Known(known))
     densest, judged = variants.offer().statuses
-    assert (judged.state, judged.evidence) == (state, known)
+    assert (judged.state, judged.evidence) == (state, known["mini:s20"])
     assert (densest.state, densest.evidence) == (VariantState.READY, None)
-    variants.judge("mini:s20", evidence(Verdict.SAFE))
+    known["mini:s20"] = evidence(Verdict.SAFE)
     assert variants.offer().statuses[1].state is VariantState.READY
 
 
 def test_the_densest_in_service_is_never_degraded() -> None:
     variants = VariantRegistry(builder(), (0.1, 0.2), default_sparsity=0.2)
-    for name in ("mini:s10", "mini:s20"):
-        variants.judge(name, evidence(Verdict.DEGRADED))
+    variants.consult(Known(dict.fromkeys(["mini:s10", "mini:s20"], evidence(Verdict.DEGRADED))))
     assert [s.state for s in variants.offer().statuses] == [VariantState.READY, VariantState.DEGRADED]
-    variants.retire("mini:s10")
-    assert [s.state for s in variants.offer().statuses] == [VariantState.READY]
-
-
-def test_evidence_of_a_variant_that_has_gone_is_dropped_and_does_not_come_back() -> None:
-    variants = registry(0.1, 0.2)
-    variants.retire("mini:s20")
-    variants.judge("mini:s20", evidence(Verdict.DEGRADED))
-    assert variants.add(0.2).evidence is None
+    with variants.lease(variants.in_service()[0]):
+        variants.retire("mini:s10")
+        assert [s.state for s in variants.offer().statuses] == [VariantState.RETIRING, VariantState.READY]
+        assert [variant.name for variant in variants.in_service()] == ["mini:s20"]

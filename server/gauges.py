@@ -1,0 +1,166 @@
+"""What /metrics reads when it is scraped: queue, KV, memory, variants and what is known of them, build."""
+
+import math
+import platform
+import time
+from collections.abc import Iterator
+
+import psutil
+import torch
+from prometheus_client.core import GaugeMetricFamily, InfoMetricFamily
+from prometheus_client.registry import Collector
+
+from eval.verdicts import Evidence, Verdict
+from server import __version__
+from server.engine.async_engine import AsyncEngine
+from server.engine.engine import Engine
+from server.metrics import Metrics
+from server.variants import VariantRegistry, VariantState
+
+
+class StateCollector(Collector):
+    """Gauges of a serving process.
+
+    Args:
+        task: that variants are judged by; None where they are not.
+    """
+
+    def __init__(
+        self,
+        metrics: Metrics,
+        engine: Engine,
+        async_engine: AsyncEngine,
+        registry: VariantRegistry,
+        task: str | None,
+    ) -> None:
+        self._metrics = metrics
+        self._engine = engine
+        self._async_engine = async_engine
+        self._registry = registry
+        self._task = task
+        self._device = torch.device(engine.config.device)
+
+    def collect(self) -> Iterator[GaugeMetricFamily | InfoMetricFamily]:
+        yield from self._queue()
+        yield from self._variants()
+        if self._task is not None:
+            yield from self._evidence(self._task)
+        yield from self._memory()
+        build = {"version": __version__, "torch": torch.__version__, "python": platform.python_version()}
+        yield InfoMetricFamily("secateur_build", "Versions.", {**build, "model": self._registry.model})
+
+    def _queue(self) -> Iterator[GaugeMetricFamily]:
+        # The engine steps only while it has work, so with none left the last step's numbers are history.
+        step = self._metrics.workload.last_step if self._async_engine.num_unfinished else None
+        running = GaugeMetricFamily(
+            "secateur_requests_running", "Answers being computed.", labels=["variant"]
+        )
+        for status in self._registry.offer().statuses:
+            name = status.variant.name
+            running.add_metric([name], step.running.get(name, 0) if step else 0)
+        yield running
+        yield GaugeMetricFamily(
+            "secateur_requests_waiting", "Answers waiting to be computed.", step.num_waiting if step else 0
+        )
+        yield GaugeMetricFamily(
+            "secateur_kv_usage_ratio",
+            "KV blocks that running requests hold, of all.",
+            step.kv_usage_ratio if step else 0.0,
+        )
+
+    def _variants(self) -> Iterator[GaugeMetricFamily]:
+        labels = ["variant"]
+        standalone = GaugeMetricFamily(
+            "secateur_variant_standalone_bytes", "Weights of this variant if it were alone.", labels=labels
+        )
+        marginal = GaugeMetricFamily(
+            "secateur_variant_marginal_bytes", "Weights held for this variant and no other.", labels=labels
+        )
+        sparsity = GaugeMetricFamily(
+            "secateur_variant_sparsity_ratio", "MLP neurons left out, exactly.", labels=labels
+        )
+        state = GaugeMetricFamily(
+            "secateur_variant_state", "1 for the state that the variant is in.", labels=["variant", "state"]
+        )
+        for status in self._registry.offer().statuses:
+            name = [status.variant.name]
+            standalone.add_metric(name, status.variant.standalone_bytes)
+            marginal.add_metric(name, status.variant.marginal_bytes)
+            sparsity.add_metric(name, status.variant.exact_sparsity)
+            for possible in VariantState:
+                state.add_metric([*name, possible.value], float(status.state is possible))
+        yield from (standalone, marginal, sparsity, state)
+
+    def _evidence(self, task: str) -> Iterator[GaugeMetricFamily]:
+        labels = ["variant", "task"]
+        gauges = {name: GaugeMetricFamily(name, text, labels=labels) for name, text in EVIDENCE_TEXTS.items()}
+        verdicts = GaugeMetricFamily(
+            "secateur_probe_verdict", "1 for the verdict on the variant.", labels=[*labels, "verdict"]
+        )
+        for status in self._registry.offer().statuses:
+            key = [status.variant.name, task]
+            known = status.evidence
+            for name, value in zip(gauges, _evidence_values(known), strict=True):
+                gauges[name].add_metric(key, math.nan if value is None else value)
+            verdict = Verdict.UNPROVEN if known is None else known.verdict
+            for possible in Verdict:
+                verdicts.add_metric([*key, possible.value], float(verdict is possible))
+        yield from (*gauges.values(), verdicts)
+
+    def _memory(self) -> Iterator[GaugeMetricFamily]:
+        yield GaugeMetricFamily(
+            "secateur_weight_bytes", "Resident weights, shared by all variants.", self._engine.weight_bytes
+        )
+        yield GaugeMetricFamily("secateur_kv_bytes", "Memory for KV blocks.", self._engine.kv_bytes)
+        own, used, total = _cuda_memory(self._device) if self._device.type == "cuda" else _host_memory()
+        help_texts = {
+            "secateur_device_memory_process_bytes": ("Held by this process.", own),
+            "secateur_device_memory_used_bytes": ("Held by all processes.", used),
+            "secateur_device_memory_total_bytes": ("Of the device.", total),
+        }
+        for name, (text, value) in help_texts.items():
+            gauge = GaugeMetricFamily(name, f"Device memory in bytes. {text}", labels=["device"])
+            gauge.add_metric([str(self._device)], value)
+            yield gauge
+
+
+EVIDENCE_TEXTS = {
+    "secateur_probe_items": "Different probes that the evidence rests on.",
+    "secateur_probe_age_seconds": "Since the last probe was judged.",
+    "secateur_probe_accuracy_ratio": "Share of the probes solved.",
+    "secateur_probe_accuracy_lower_ratio": "Lower bound of it, Wilson's, 95%.",
+    "secateur_probe_accuracy_upper_ratio": "Upper bound of it.",
+    "secateur_probe_drop_ratio": "The densest variant's accuracy minus this one's, on the same probes.",
+    "secateur_probe_drop_lower_ratio": "Lower bound of it, valid at all times at once, 95%.",
+    "secateur_probe_drop_upper_ratio": "Upper bound of it.",
+    "secateur_probe_trap_ratio": "Share of the probes whose answer did not end by itself.",
+}
+
+
+def _evidence_values(known: Evidence | None) -> list[float | None]:
+    """In the order of EVIDENCE_TEXTS; None where there is nothing to tell."""
+    if known is None:
+        return [0.0, *[None] * (len(EVIDENCE_TEXTS) - 1)]
+    return [
+        known.items,
+        known.age_seconds(time.time()),
+        known.accuracy,
+        known.accuracy_low,
+        known.accuracy_high,
+        known.drop,
+        known.drop_low,
+        known.drop_high,
+        known.trap_rate,
+    ]
+
+
+def _host_memory() -> tuple[int, int, int]:
+    """(resident set of this process, used by all, total), bytes."""
+    memory = psutil.virtual_memory()
+    return psutil.Process().memory_info().rss, memory.total - memory.available, memory.total
+
+
+def _cuda_memory(device: torch.device) -> tuple[int, int, int]:
+    """(held by torch for this process, used by all according to NVML, total), bytes."""
+    total = torch.cuda.get_device_properties(device).total_memory
+    return torch.cuda.memory_reserved(device), torch.cuda.device_memory_used(device), total
