@@ -20,8 +20,8 @@ class EngineConfig:
         max_num_seqs: requests that run at once.
         max_num_batched_tokens: tokens in one step, prompt and output together.
         max_waiting: requests that wait; one more is refused.
-        prompt_lookup_tokens: a step of fewer tokens is filled up to so many with guesses at what greedy requests
-            say next (server/engine/lookup.py); 0 never guesses.
+        prompt_lookup_tokens: a step of fewer tokens is filled up to so many with guesses at what greedy
+            requests say next (server/engine/lookup.py); 0 never guesses.
         enable_prefix_caching: keep the KV of finished requests for prompts that begin alike.
         kernels: "torch" computes everything with torch; "auto" uses the compiled kernels where the machine,
             the dtype and the model allow it.

@@ -78,7 +78,9 @@ def compute(
 ) -> list[tuple[Request, int | None, FinishReason | None]]:
     """What the model runner would do, without a model: every token is `token`; a score tells its row."""
     sampled = {
-        item.request.request_id: [token] * (1 + len(item.guesses)) for item in output.scheduled if item.samples
+        item.request.request_id: [token] * (1 + len(item.guesses))
+        for item in output.scheduled
+        if item.samples
     }
     scored = {
         item.request.request_id: [TokenLogprobs(row, 0.0, ()) for row in item.rows_to_score]
