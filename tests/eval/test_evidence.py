@@ -231,3 +231,11 @@ def test_two_processes_share_a_file_and_lose_nothing(path):
     items = [outcome.item_id for outcome in EvidenceStore(path).read(KEY).outcomes]
     for seed in (1, 2):
         assert [i for i in items if i.startswith(f"{seed}/")] == [o.item_id for o in outcomes(100, seed=seed)]
+
+
+def test_a_directory_in_the_place_of_the_file_is_the_disks_fault(path, caplog):
+    path.mkdir(parents=True)
+    store = EvidenceStore(path)
+    assert caplog.text.count("cannot be opened") == 1
+    store.append([judged(Judge(Criterion()), outcomes(5))])
+    assert len(store.read(KEY).outcomes) == 5

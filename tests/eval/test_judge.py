@@ -183,3 +183,11 @@ def test_replaying_what_is_kept_restores_everything(phases):
         more = list(outcomes(300, drop=0.5, seed=99))
         assert [c.after for c in judged(again, more)] == [c.after for c in judged(live, more)]
         assert again.evidence().items == live.evidence().items
+
+
+def test_what_lapsed_is_not_restored_as_safe(monkeypatch):
+    monkeypatch.setattr(eval.judge, "SPAN_OUTCOMES", 50)
+    judge = Judge(Criterion(), verdict=SAFE)
+    (change,) = judged(judge, outcomes(120))
+    assert (change.before, change.after) == (SAFE, UNPROVEN)
+    assert judge.base is UNPROVEN

@@ -121,3 +121,15 @@ def test_the_detector_is_believed_over_the_text():
 
 def test_without_a_task_no_answer_is_complete():
     assert classify("#### 4 the end", "loop") is Trap.LOOP_BEFORE_ANSWER
+
+
+def test_what_was_a_loop_stays_one():
+    detector = LoopDetector()
+    for token in [7] * 300 + list(range(1_000, 1_200)):
+        detector.push(token)
+    assert detector.push(5)
+    assert detector.looping_when_cut_off
+
+
+def test_a_word_that_was_cut_in_half_does_not_hide_a_loop():
+    assert classify("he has seen " * 20 + "he ha", "length") is Trap.LOOP_BEFORE_ANSWER
