@@ -29,6 +29,7 @@ def sandbox(request: pytest.FixtureRequest) -> Sandbox:
                 check(backend)
             except SandboxError as error:
                 told = str(error)
+                assert "start" in told, f"it runs but breaks its promises: {told}"
             else:
                 return Sandbox(backend)
     pytest.skip(f"{request.param}: {told}")
