@@ -7,10 +7,12 @@ VENV ?= .venv
 TORCH ?= torch==2.13.0
 TORCH_INDEX ?=
 ARGS ?=
+# Environments and checkpoints of the engines that are measured beside this one, about 15 GB.
+PEERS ?= $(HOME)/.cache/secateur/peers
 
 BIN := $(VENV)/bin
 
-.PHONY: help install serve test test-reference check format bench wheel image clean
+.PHONY: help install serve test test-reference check format bench bench-peers bench-report study wheel image clean
 
 help:  ## List the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -36,8 +38,18 @@ format: $(VENV)/.installed-dev  ## Format and fix what can be fixed
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: $(VENV)/.installed-dev  ## Measure W1-W4 (ARGS="--model DIR --out FILE ...")
-	$(BIN)/python -m bench $(ARGS)
+bench: $(VENV)/.installed-dev  ## Measure speed and memory in 10 minutes (ARGS="--model DIR --task TASK ...")
+	$(BIN)/python -m bench --out bench/results/alone.json $(ARGS)
+
+bench-peers: $(VENV)/.installed-dev  ## The same beside OpenVINO and vLLM, set up in PEERS (ARGS="--phases w123 ...")
+	$(BIN)/python -m bench.peers --directory $(PEERS) $(ARGS)
+
+bench-report: $(VENV)/.installed-dev  ## Put bench/results into docs/performance.md
+	$(BIN)/python -m bench.report
+
+study: $(VENV)/.installed-dev  ## Study how much of math-mini may go, in 15 minutes; goes on where it was (ARGS="...")
+	$(BIN)/secateur study --items 1000 --sparsities 0.1,0.2,0.3,0.4,0.5,0.6 --compare-scores selectivity \
+		--out docs/studies/math-mini $(ARGS)
 
 wheel: $(VENV)/.installed  ## Build the wheel into dist/
 	$(BIN)/pip wheel --quiet --no-deps --wheel-dir dist .
