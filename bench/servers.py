@@ -76,10 +76,12 @@ class Server:
 def secateur(model: Path, options: Sequence[str]) -> Launch:
     """Ours, on a checkpoint directory. It computes what is asked, no less and no more.
 
-    So nothing comes from a prefix cache (which the peers have switched off as well), and nothing is probed.
+    So nothing comes from a prefix cache (which the peers have switched off as well), nothing is probed, and
+    text is not guessed ahead, unless `options` say so.
     """
     command = [sys.executable, "-m", "server", "serve", "--model", str(model), "--port", "{port}"]
     command += ["--no-prefix-caching", "--probe-budget", "0", "--shadow-share", "0"]
+    command += ["--prompt-lookup-tokens", "0"]
     return Launch("secateur", model.name, [*command, *options], "/ready")
 
 

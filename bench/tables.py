@@ -24,8 +24,10 @@ def targets(results: Results) -> str:
 
 def workloads(results: Results) -> str:
     run = results.run("peers-w123")
-    if run is None:
-        return _MISSING
+    return _MISSING if run is None else _compared(run)
+
+
+def _compared(run: Run) -> str:
     heads = ["tokens/s", *run.contenders, *(f"over {peer}" for peer in run.peers)]
     rows = [
         [
@@ -39,6 +41,11 @@ def workloads(results: Results) -> str:
         for cell in run.cells()
     ]
     return _table(heads, rows)
+
+
+def lookup(results: Results) -> str:
+    run = results.run("peers-lookup")
+    return _MISSING if run is None else _compared(run)
 
 
 def mixed(results: Results) -> str:
@@ -168,6 +175,7 @@ def provenance(results: Results) -> str:
 TABLES: Mapping[str, Table] = {
     "targets": targets,
     "workloads": workloads,
+    "lookup": lookup,
     "mixed": mixed,
     "pruning": pruning,
     "service": service,

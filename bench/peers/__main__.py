@@ -17,7 +17,7 @@ from bench import measure
 from bench.client import BenchError
 from bench.compare import Cell, Contender, compare, contender
 from bench.environment import provenance
-from bench.peers.engines import ENGINES, MAX_MODEL_LEN, MAX_NUM_SEQS, all_cores
+from bench.peers.engines import ENGINES, GUESSED_TOKENS, MAX_MODEL_LEN, MAX_NUM_SEQS
 from bench.peers.setup import Peers
 from bench.servers import secateur
 from bench.workloads import Workloads
@@ -26,7 +26,7 @@ MIXED = (0.0, 0.1, 0.2, 0.35)
 LEVELS = (1, 2, 4, 8, 16, 32, 64, 128)
 CONTEXTS = (128, 256, 512, 1024, 2048, 4096, 8192)
 CURVE_NEW_TOKENS = 32
-PHASES = ("setup", "w123", "w4", "growth", "context")
+PHASES = ("setup", "w123", "lookup", "w4", "growth", "context")
 
 
 @dataclass(frozen=True)
@@ -46,19 +46,20 @@ class Plan:
         """The same requests for each contender that gets its own."""
         return Workloads(Tokenizer.from_file(str(self.model / "tokenizer.json")), self.seed)
 
-    def ours(self) -> contextlib.AbstractAsyncContextManager[Contender]:
+    def ours(self, lookup: bool = False) -> contextlib.AbstractAsyncContextManager[Contender]:
         options = ["--task", self.task, "--sparsities", ",".join(map(str, MIXED)), "--allow-unsafe"]
         options += ["--max-num-seqs", str(MAX_NUM_SEQS), "--max-model-len", str(MAX_MODEL_LEN), *self.serve]
+        options += ["--prompt-lookup-tokens", str(GUESSED_TOKENS + 1)] if lookup else []
         return contender("secateur", [secateur(self.model, options)], self.workloads(), self._logs)
 
-    def theirs(self, engine: str) -> contextlib.AbstractAsyncContextManager[Contender]:
-        launch = ENGINES[engine](self.peers, self.model, all_cores())
+    def theirs(self, engine: str, lookup: bool) -> contextlib.AbstractAsyncContextManager[Contender]:
+        launch = ENGINES[engine](self.peers, self.model, lookup)
         return contender(engine, [launch], self.workloads(), self._logs)
 
     def four(self, engine: str) -> contextlib.AbstractAsyncContextManager[Contender]:
         """A server for each of W4's sparsities, on an exported checkpoint; they share the cores."""
         exports = [self.peers.export(self.model, sparsity, self.task) for sparsity in MIXED]
-        launches = [ENGINES[engine](self.peers, export, all_cores()) for export in exports]
+        launches = [ENGINES[engine](self.peers, export, False) for export in exports]
         return contender(f"4 x {engine}", launches, self.workloads(), self._logs)
 
     @property
@@ -77,12 +78,12 @@ async def run_phase(phase: str, plan: Plan) -> None:
         for engine in plan.engines:  # one after the other: all eight servers do not fit into memory
             _write(plan, f"w4-{engine}", await _mixed(plan, engine))
     else:
-        _write(plan, phase, await _one_server_each(plan, CELLS[phase]))
+        _write(plan, phase, await _one_server_each(plan, CELLS[phase], lookup=phase == "lookup"))
 
 
-async def _one_server_each(plan: Plan, cells: Mapping[str, Cell]) -> dict[str, Any]:
+async def _one_server_each(plan: Plan, cells: Mapping[str, Cell], lookup: bool) -> dict[str, Any]:
     async with contextlib.AsyncExitStack() as stack:
-        starts = [plan.ours(), *map(plan.theirs, plan.engines)]
+        starts = [plan.ours(lookup), *(plan.theirs(engine, lookup) for engine in plan.engines)]
         contenders = [await stack.enter_async_context(start) for start in starts]
         for each in contenders:
             await measure.warm_up(each.clients, each.workloads)
@@ -131,6 +132,7 @@ def _context(num_tokens: int) -> Cell:
 
 CELLS: dict[str, dict[str, Cell]] = {
     "w123": {"W1": _single_stream, "W2": _batch, "W3": _long_prompt},
+    "lookup": {"W1": _single_stream},
     "growth": {str(count): _level(count) for count in LEVELS},
     "context": {str(num_tokens): _context(num_tokens) for num_tokens in CONTEXTS},
 }

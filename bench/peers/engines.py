@@ -1,7 +1,8 @@
 """How each peer is started so that it is at its best on this machine, at bfloat16 like ours."""
 
+import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 from bench.peers.setup import Peers
@@ -11,24 +12,29 @@ MAX_MODEL_LEN = 8448  # the longest context that is measured, and an answer
 MAX_NUM_SEQS = 128  # the most requests at once that are measured
 _SERVER = Path(__file__).with_name("openvino_server.py")
 
-# (where the peers are, checkpoint, the cores it may use) -> how to start it
-Engine = Callable[[Peers, Path, Sequence[int]], Launch]
+# What prompt lookup may guess in a step, and the n-gram that it looks for: as ours.
+GUESSED_TOKENS, NGRAM = 7, 3
+
+# (where the peers are, checkpoint, whether it guesses by prompt lookup) -> how to start it
+Engine = Callable[[Peers, Path, bool], Launch]
 
 
-def openvino(peers: Peers, checkpoint: Path, cores: Sequence[int]) -> Launch:
+def openvino(peers: Peers, checkpoint: Path, lookup: bool) -> Launch:
+    """On all cores: one core for each of four servers was slower than all for all."""
     model = peers.openvino_model(checkpoint)
     command = [str(peers.python("openvino")), str(_SERVER), str(model), "--port", "{port}"]
-    options = ["--threads", str(len(cores)), "--max-num-seqs", str(MAX_NUM_SEQS)]
+    options = ["--threads", str(len(_cores())), "--max-num-seqs", str(MAX_NUM_SEQS)]
+    options += ["--guessed-tokens", str(GUESSED_TOKENS), "--ngram", str(NGRAM)] if lookup else []
     return Launch("openvino", checkpoint.name, [*command, *options], "/health")
 
 
-def vllm(peers: Peers, checkpoint: Path, cores: Sequence[int]) -> Launch:
+def vllm(peers: Peers, checkpoint: Path, lookup: bool) -> Launch:
     """With Intel's OpenMP and tcmalloc in front, as its manual advises: both are faster than the defaults."""
     environment = {
         "HF_HUB_OFFLINE": "1",
         "VLLM_NO_USAGE_STATS": "1",
         "VLLM_CPU_KVCACHE_SPACE": "1",  # GiB
-        "VLLM_CPU_OMP_THREADS_BIND": ",".join(map(str, cores)),
+        "VLLM_CPU_OMP_THREADS_BIND": ",".join(map(str, _cores())),
         "LD_PRELOAD": ":".join(map(str, _preloaded(peers))),
     }
     options = [
@@ -40,6 +46,10 @@ def vllm(peers: Peers, checkpoint: Path, cores: Sequence[int]) -> Launch:
         str(MAX_NUM_SEQS),
     ]
     options += ["--no-enable-prefix-caching", "--host", "127.0.0.1", "--port", "{port}"]
+    if lookup:
+        ngram = {"method": "ngram", "num_speculative_tokens": GUESSED_TOKENS}
+        ngram |= {"prompt_lookup_min": NGRAM, "prompt_lookup_max": NGRAM}
+        options += ["--speculative-config", json.dumps(ngram)]
     command = [str(peers.python("vllm").with_name("vllm")), "serve", str(checkpoint)]
     command += ["--served-model-name", checkpoint.name, *options]
     return Launch("vllm", checkpoint.name, command, "/health", environment)
@@ -48,7 +58,7 @@ def vllm(peers: Peers, checkpoint: Path, cores: Sequence[int]) -> Launch:
 ENGINES: dict[str, Engine] = {"openvino": openvino, "vllm": vllm}
 
 
-def all_cores() -> list[int]:
+def _cores() -> list[int]:
     """Those that this process may use."""
     return sorted(os.sched_getaffinity(0))
 

@@ -55,6 +55,7 @@ def run_pipeline(connection: Connection, arguments: argparse.Namespace) -> None:
         "INFERENCE_PRECISION_HINT": arguments.precision,
         "KV_CACHE_PRECISION": arguments.precision,
         "INFERENCE_NUM_THREADS": arguments.threads,
+        **({"prompt_lookup": True} if arguments.guessed_tokens else {}),
     }
     model = arguments.model
     pipeline = openvino_genai.ContinuousBatchingPipeline(str(model), scheduler, "CPU", properties)
@@ -69,6 +70,9 @@ def run_pipeline(connection: Connection, arguments: argparse.Namespace) -> None:
             config.ignore_eos = question.ignore_eos
             config.eos_token_id = eos_token_id
             config.do_sample = False
+            if arguments.guessed_tokens:
+                config.num_assistant_tokens = arguments.guessed_tokens
+                config.max_ngram_size = arguments.ngram
             ids = openvino.Tensor(np.array([question.prompt_ids], dtype=np.int64))
             running[question.number] = pipeline.add_request(question.number, ids, config)
         pipeline.step()
@@ -167,6 +171,8 @@ def main() -> None:
     parser.add_argument("--kv-cache-gib", type=int, default=1)
     parser.add_argument("--max-num-seqs", type=int, default=128)
     parser.add_argument("--max-num-batched-tokens", type=int, default=1024)
+    parser.add_argument("--guessed-tokens", type=int, default=0, help="in a step, by prompt lookup; 0: none")
+    parser.add_argument("--ngram", type=int, default=3, help="that prompt lookup looks for")
     arguments = parser.parse_args()
     tokenizer = Tokenizer.from_file(str(arguments.model / "tokenizer.json"))
     ours, theirs = multiprocessing.get_context("spawn").Pipe()

@@ -1,0 +1,38 @@
+"""All servers are asked the same, and nothing twice."""
+
+import pytest
+
+from bench.workloads import CONCURRENCY, Workloads
+from tests.tiny import byte_tokenizer
+
+TOKENIZER = byte_tokenizer().backend_tokenizer
+
+
+@pytest.fixture
+def workloads():
+    return Workloads(TOKENIZER, seed=0)
+
+
+def test_the_same_seed_asks_the_same():
+    first, second = Workloads(TOKENIZER, seed=3), Workloads(TOKENIZER, seed=3)
+    assert first.batch() == second.batch()
+    assert first.long_prompt() == second.long_prompt()
+
+
+def test_no_two_prompts_begin_alike(workloads):
+    asks = [*workloads.batch(), *workloads.batch(), workloads.single(), workloads.long_prompt()]
+    beginnings = {ask.prompt.partition("]")[0] for ask in asks}
+    assert len(beginnings) == len(asks) == 2 * CONCURRENCY + 2
+
+
+@pytest.mark.parametrize("num_tokens", [200, 1024, 4096])
+def test_a_long_prompt_has_exactly_so_many_tokens(workloads, num_tokens):
+    ask = workloads.long_prompt(num_tokens, new_tokens=3)
+    assert len(TOKENIZER.encode(ask.prompt, add_special_tokens=False).ids) == num_tokens
+    assert ask.max_tokens == 3
+
+
+def test_sparsities_are_dealt_evenly(workloads):
+    asked = [ask.fields["sparsity"] for ask in workloads.batch((0.0, 0.5))]
+    assert asked == [0.0, 0.5] * (CONCURRENCY // 2)
+    assert all(ask.fields == {} for ask in workloads.batch())
