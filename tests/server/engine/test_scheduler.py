@@ -361,3 +361,14 @@ def test_scores_survive_a_preemption(small_limits: None) -> None:
         step(scheduler)
     assert [score.token_id for score in scoring.scored] == list(range(11))
     assert scoring.output_token_ids == [1]
+
+
+def test_a_preempted_request_comes_before_those_that_wait() -> None:
+    scheduler, _ = scheduler_and_pool(num_blocks=20, max_num_seqs=2)
+    for name in ("b1", "b2", "b3"):
+        scheduler.add(request(name, 4, max_tokens=10, priority=BACKGROUND))
+    step(scheduler)
+    for name in ("u1", "u2"):
+        scheduler.add(request(name, 4, max_tokens=1))
+    assert [name for name, _ in step(scheduler)] == ["u1", "u2"]
+    assert [r.request_id for r in scheduler.waiting] == ["b1", "b2", "b3"]
