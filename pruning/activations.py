@@ -6,15 +6,17 @@ Knows transformers' decoders of the supported families; knows no text, files or 
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
-from transformers import PreTrainedModel
 
 from pruning.batches import IGNORED_LABEL, TokenBatch
 from pruning.profile import PromptMoments, TokenMoments
+
+if TYPE_CHECKING:  # takes a second and 80 MB to import; who has a model has done it
+    from transformers import PreTrainedModel
 
 LOGIT_ROWS = 256  # positions whose logits are held at once: vocabularies are large
 
@@ -60,7 +62,7 @@ class MomentSums:
         return PromptMoments(self._prompts, *self._per_prompt)
 
 
-def add_moments(model: PreTrainedModel, batch: TokenBatch, sums: MomentSums) -> None:
+def add_moments(model: "PreTrainedModel", batch: TokenBatch, sums: MomentSums) -> None:
     """Runs a batch and adds its activations to `sums`."""
     sums.count(batch)
     with torch.no_grad(), _watching(model, lambda layer, h: sums.add(layer, h, batch)):
@@ -68,7 +70,7 @@ def add_moments(model: PreTrainedModel, batch: TokenBatch, sums: MomentSums) -> 
 
 
 def add_moments_and_gradients(
-    model: PreTrainedModel, batch: TokenBatch, sums: MomentSums, taylor_sq_sum: Tensor
+    model: "PreTrainedModel", batch: TokenBatch, sums: MomentSums, taylor_sq_sum: Tensor
 ) -> None:
     """Runs a batch forward and back, and adds its activations to `sums` and (h ∂L/∂h)² to `taylor_sq_sum`.
 
@@ -100,7 +102,7 @@ def add_moments_and_gradients(
     _backward(model, hidden[predicting], batch.labels[predicting])
 
 
-def weight_norms(model: PreTrainedModel) -> tuple[Tensor, Tensor, Tensor]:
+def weight_norms(model: "PreTrainedModel") -> tuple[Tensor, Tensor, Tensor]:
     """Euclidean norms of each neuron's gate row, up row and down column; float64 [layers, neurons] each."""
     norms: tuple[list[Tensor], list[Tensor], list[Tensor]] = ([], [], [])
     for mlp in mlps(model):
@@ -112,17 +114,17 @@ def weight_norms(model: PreTrainedModel) -> tuple[Tensor, Tensor, Tensor]:
     return gate, up, down
 
 
-def mlps(model: PreTrainedModel) -> list[Any]:
+def mlps(model: "PreTrainedModel") -> list[Any]:
     """The MLP modules of a supported model, in layer order."""
     return [layer.mlp for layer in _decoder(model).layers]
 
 
-def _decoder(model: PreTrainedModel) -> Any:
+def _decoder(model: "PreTrainedModel") -> Any:
     return cast("Any", model).model
 
 
 @contextmanager
-def _watching(model: PreTrainedModel, see: Callable[[int, Tensor], None]) -> Iterator[None]:
+def _watching(model: "PreTrainedModel", see: Callable[[int, Tensor], None]) -> Iterator[None]:
     """Calls `see` with a layer's index and its h, whenever the layer's down projection is about to run."""
 
     def hook_of(layer: int) -> Callable[[nn.Module, tuple[Tensor]], None]:
@@ -136,7 +138,7 @@ def _watching(model: PreTrainedModel, see: Callable[[int, Tensor], None]) -> Ite
             hook.remove()
 
 
-def _backward(model: PreTrainedModel, hidden: Tensor, labels: Tensor) -> None:
+def _backward(model: "PreTrainedModel", hidden: Tensor, labels: Tensor) -> None:
     """Backpropagates the summed cross-entropy of `labels` [positions] from `hidden` [positions, hidden]."""
     head = cast("Any", model).lm_head
     leaf = hidden.detach().requires_grad_()

@@ -3,13 +3,16 @@
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from tqdm import tqdm
-from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from pruning.batches import grouped
+
+if TYPE_CHECKING:  # takes a second and 80 MB to import; who has a model has done it
+    from transformers import PreTrainedModel
 
 KV_BYTES = 2**30  # for one batch
 MAX_ROWS = 64
@@ -38,7 +41,7 @@ def prompt_token_ids(tokenizer: PreTrainedTokenizerBase, prompt: str) -> list[in
 
 
 def own_answers(
-    model: PreTrainedModel, prompts: Sequence[Sequence[int]], max_new_tokens: int, *, progress: bool
+    model: "PreTrainedModel", prompts: Sequence[Sequence[int]], max_new_tokens: int, *, progress: bool
 ) -> Answers:
     """Lets the model answer every prompt greedily, in batches padded on the left.
 
@@ -67,7 +70,7 @@ def own_answers(
     return Answers(token_ids, unfinished)
 
 
-def _generate(model: PreTrainedModel, prompts: Sequence[Sequence[int]]) -> list[list[int]]:
+def _generate(model: "PreTrainedModel", prompts: Sequence[Sequence[int]]) -> list[list[int]]:
     """New tokens of each prompt; rows that end early are filled up with padding."""
     longest = max(len(prompt) for prompt in prompts)
     input_ids = torch.zeros(len(prompts), longest, dtype=torch.int64)
@@ -82,7 +85,7 @@ def _generate(model: PreTrainedModel, prompts: Sequence[Sequence[int]]) -> list[
 
 
 @contextmanager
-def _contiguous_head_input(model: PreTrainedModel) -> Iterator[None]:
+def _contiguous_head_input(model: "PreTrainedModel") -> Iterator[None]:
     """Keeps torch from copying the head's matrix once for each row of a batch.
 
     That is how it multiplies a slice, which transformers hands the head after a prompt, by a frozen matrix:
@@ -95,14 +98,14 @@ def _contiguous_head_input(model: PreTrainedModel) -> Iterator[None]:
         hook.remove()
 
 
-def _eos_token_ids(model: PreTrainedModel) -> list[int]:
+def _eos_token_ids(model: "PreTrainedModel") -> list[int]:
     eos = cast("Any", model).generation_config.eos_token_id
     if eos is None:
         return []
     return list(eos) if isinstance(eos, list) else [eos]
 
 
-def _kv_bytes_per_token(model: PreTrainedModel) -> int:
+def _kv_bytes_per_token(model: "PreTrainedModel") -> int:
     config = model.config
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     heads = config.num_key_value_heads * config.num_hidden_layers

@@ -12,13 +12,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from functools import cached_property
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 import transformers
 from torch import Tensor
 from tqdm import tqdm
-from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from pruning.activations import MomentSums, add_moments, add_moments_and_gradients, weight_norms
 from pruning.answers import own_answers, prompt_token_ids
@@ -27,6 +26,9 @@ from pruning.batches import TokenBatch, TokenSequence, grouped, pad_batch
 from pruning.checkpoint import Checkpoint
 from pruning.errors import ModelError, ProfileError
 from pruning.profile import Provenance, SelectivityProfile
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 logger = logging.getLogger(__name__)
 
@@ -131,7 +133,7 @@ def build_profile(
 
 
 def _measure(
-    model: PreTrainedModel,
+    model: "PreTrainedModel",
     architecture: Architecture,
     targets: Sequence[TokenSequence],
     distractors: Sequence[TokenSequence],
@@ -174,7 +176,10 @@ def _batches(sequences: Sequence[TokenSequence], device: torch.device) -> Iterat
         yield pad_batch([sequences[index] for index in group], device)
 
 
-def _load(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> PreTrainedModel:
+def _load(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> "PreTrainedModel":
+    # Here, because it takes a second and 80 MB, and a server that finds its profile measures nothing.
+    from transformers import AutoModelForCausalLM
+
     model, loading = cast("Any", AutoModelForCausalLM).from_pretrained(
         checkpoint.path,
         dtype=dtype,

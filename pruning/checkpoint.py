@@ -20,7 +20,6 @@ from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrained
 from pruning.architectures import Architecture, architecture_of, check_family
 from pruning.errors import ModelError
 from pruning.fingerprints import check_vocabulary, model_fingerprint, tokenizer_fingerprint
-from pruning.gguf_conversion import converted_gguf
 from pruning.tensors import TensorReader, open_tensors, shard_files
 
 __all__ = ["Checkpoint", "TensorReader", "default_cache_dir", "open_checkpoint"]
@@ -90,6 +89,9 @@ def open_checkpoint(model: str, cache_dir: Path) -> Checkpoint:
     if path.is_file():
         if path.suffix.lower() != ".gguf":
             raise ModelError(f"{path} is a file, but not .gguf; give the directory that holds config.json")
+        # Here, because it imports transformers' networks: a second and 80 MB that serving has no use for.
+        from pruning.gguf_conversion import converted_gguf
+
         return _checkpoint(converted_gguf(path, cache_dir), path.stem)
     if path.is_dir():
         return _checkpoint(path, path.resolve().name)

@@ -4,17 +4,20 @@ The reference that served variants, which are views, and exports are compared wi
 """
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
 from pruning.activations import mlps
 from pruning.errors import ProfileError
 from pruning.ranking import Ranking
 
+if TYPE_CHECKING:  # takes a second and 80 MB to import; who has a model has done it
+    from transformers import PreTrainedModel
 
-def slice_model(model: PreTrainedModel, ranking: Ranking, widths: Sequence[int]) -> PreTrainedModel:
+
+def slice_model(model: "PreTrainedModel", ranking: Ranking, widths: Sequence[int]) -> "PreTrainedModel":
     """Keeps the first `widths[l]` neurons of every layer `l`, in ranking order.
 
     Changes the model in place and returns it. Its configuration names one width for all layers, so it is

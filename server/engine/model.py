@@ -7,13 +7,12 @@ rotary embedding in the model's dtype), because served logits are compared with 
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol, cast
+from typing import Protocol
 
 import torch
 from torch.nn import functional as F
-from transformers import LlamaConfig, PretrainedConfig
-from transformers.activations import ACT2FN
-from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
+from transformers import PretrainedConfig
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from server.engine.attention import AttentionPlan, AttentionSpan, PagedKV
 from server.engine.nested_mlp import NestedMLP, NeuronBlock
@@ -109,7 +108,7 @@ class DecoderModel:
             for _ in weights.layers
         ]
         self._cos, self._sin = rotary_tables(config, max_model_len, weights.embedding)
-        activation = ACT2FN[config.hidden_act]
+        activation = _activation(config.hidden_act)
         self._layers = [
             _DecoderLayer(layer, geometry, window, activation)
             for layer, window in zip(weights.layers, geometry.windows, strict=True)
@@ -197,12 +196,25 @@ def _rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tens
     return x * cos + torch.cat((-right, left), dim=-1) * sin
 
 
+def _activation(name: str) -> Callable[[torch.Tensor], torch.Tensor]:
+    if name == "silu":
+        return F.silu
+    # Here, because importing it takes a second and 80 MB, and nearly every model is content with SiLU.
+    from transformers.activations import ACT2FN
+
+    function: Callable[[torch.Tensor], torch.Tensor] = ACT2FN[name]
+    return function
+
+
 def rotary_tables(
     config: PretrainedConfig, max_model_len: int, like: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """cos and sin, [max_model_len, head_dim] each, with whatever scaling the checkpoint asks for."""
-    # Llama's class serves all the families: it reads the scaling from whatever configuration it is given.
-    embedding = LlamaRotaryEmbedding(cast("LlamaConfig", config)).to(like.device)
-    positions = torch.arange(max_model_len, device=like.device)[None]
-    cos, sin = embedding(like[:1, :1], positions)
-    return cos[0], sin[0]
+    head_dim = ModelGeometry.from_config(config).head_dim
+    rope = config.rope_parameters
+    frequencies, scale = 1 / rope["rope_theta"] ** (torch.arange(0, head_dim, 2).float() / head_dim), 1.0
+    if rope["rope_type"] != "default":
+        frequencies, scale = ROPE_INIT_FUNCTIONS[rope["rope_type"]](config)
+    angles = torch.arange(max_model_len).float()[:, None] * frequencies  # [positions, head_dim / 2]
+    angles = torch.cat((angles, angles), dim=-1).to(like.device)
+    return (angles.cos() * scale).to(like.dtype), (angles.sin() * scale).to(like.dtype)

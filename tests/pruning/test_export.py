@@ -23,7 +23,7 @@ from tests.tiny import FAMILIES, tiny_checkpoint
 
 WEIGHTS = "model.safetensors"
 TOKENS = torch.tensor([[5, 80, 81, 40, 7, 9], [30, 31, 60, 61, 62, 63]])
-UNIFORM, UNEVEN = (64, 64, 64), (160, 40, 8)
+UNIFORM, UNEVEN = (64, 64, 64), (40, 160, 8)
 
 
 def ranking(layers: int = 3) -> Ranking:
@@ -128,6 +128,7 @@ def test_tied_embeddings_stay_tied_and_others_apart(tmp_path: Path) -> None:
         out = export(dense, tmp_path / f"out-{tied}")
         assert ("lm_head.weight" in load_file(out / WEIGHTS)) is not tied
         exported = load(out)
+        assert exported.config.tie_word_embeddings is tied
         assert (exported.lm_head.weight is exported.model.embed_tokens.weight) is tied
 
 

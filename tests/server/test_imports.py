@@ -1,0 +1,15 @@
+"""What a server imports before it can answer: seconds and memory of every start."""
+
+import subprocess
+import sys
+
+
+def test_serving_imports_none_of_transformers_networks() -> None:
+    """Nor what they bring along: together a second of processor time and 80 MB."""
+    script = (
+        "import sys\nimport server.serve\n"
+        "left_out = {'transformers.modeling_utils', 'transformers.activations', 'torch._dynamo'}\n"
+        "print(left_out & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout == "set()\n"
