@@ -19,7 +19,9 @@ class ParityTask:
     name = "parity"
     max_new_tokens = 8
     num_evaluation = None
-    digest = "d" * 64
+
+    def __init__(self, digest: str = "d" * 64) -> None:
+        self.digest = digest
 
     def calibration(self, count: int, seed: int) -> list[TaskItem]:
         return self.evaluation(count, seed)
@@ -50,6 +52,7 @@ class FakeSubject:
     accuracy: dict[float, float]
     lives: int = 10**9
     speed: float | None = None
+    rounds: int = 0
     loads: int = 0
     asked: list[tuple[float, str]] = field(default_factory=list)
     running: int = 0
@@ -72,7 +75,10 @@ class FakeSubject:
     async def tokens_per_second(
         self, sparsity: float, prompts: Sequence[str], max_tokens: int
     ) -> float | None:
-        return self.speed and self.speed / (1 - sparsity)
+        if self.speed is None:
+            return None
+        self.rounds += 1
+        return self.speed / (1 - sparsity) * (1, 1, 50)[self.rounds % 3]  # once in three it goes wrong
 
     @asynccontextmanager
     async def open(self) -> AsyncIterator["FakeSubject"]:

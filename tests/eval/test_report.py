@@ -35,7 +35,7 @@ def cell(strategy: Strategy, sparsity: float, solved: int, loops: int = 0) -> Ce
 @pytest.fixture(scope="module")
 def results() -> StudyResults:
     cells = [
-        cell(SELECTIVE, 0.0, 180), cell(SELECTIVE, 0.1, 180), cell(SELECTIVE, 0.2, 150, loops=20),
+        cell(SELECTIVE, 0.0, 180), cell(SELECTIVE, 0.1, 179), cell(SELECTIVE, 0.2, 150, loops=20),
         cell(REVERSED, 0.1, 4, loops=100), cell(REVERSED, 0.2, 0, loops=200),
     ]  # fmt: skip
     return summarise(
@@ -51,7 +51,7 @@ def results() -> StudyResults:
 
 def test_tables_hold_the_figures(results: StudyResults) -> None:
     page = render(results, [])
-    assert "| taylor2 | 90.0% (85.1 to 93.4) | 90.0% (85.1 to 93.4) | 75.0% (68.6 to 80.5) |" in page
+    assert "| taylor2 | 90.0% (85.1 to 93.4) | 89.5% (84.5 to 93.0) | 75.0% (68.6 to 80.5) |" in page
     assert "| taylor2, reversed | 90.0% (85.1 to 93.4) | 2.0% (0.8 to 5.0) | 0.0% (0.0 to 1.9) |" in page
     assert "+15.0 (at most" in page
     assert "+0 -30, p = 1.9e-09" in page

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 
 from eval.generate import GenerateError
-from eval.journal import JournalError, open_journal
+from eval.journal import JournalError, VariantLine, open_journal
 from eval.provenance import provenance
 from eval.results import StudyResults, load, save, summarise
 from eval.study import Cell, Study
-from eval.subject import Strategy
+from eval.subject import Strategy, VariantFacts
 from eval.traps import Trap
 from tests.eval.models import FakeSubject, ParityTask
 
@@ -27,8 +27,10 @@ def subjects(**changes: int | float) -> list[FakeSubject]:
     ]
 
 
-def run(journal: Path, asked: list[FakeSubject], items: int = ITEMS, at_once: int = 8) -> list[Cell]:
-    task = ParityTask()
+def run(
+    journal: Path, asked: list[FakeSubject], items: int = ITEMS, at_once: int = 8, digest: str = "d"
+) -> list[Cell]:
+    task = ParityTask(digest)
 
     async def study() -> list[Cell]:
         with open_journal(journal) as opened:
@@ -117,6 +119,13 @@ def test_another_model_or_setting_is_asked_anew(tmp_path: Path) -> None:
     assert {sparsity for sparsity, _ in changed[0].asked} == {0.3}
 
 
+def test_another_grading_is_asked_anew(tmp_path: Path) -> None:
+    run(tmp_path / "j", subjects(), items=5)
+    changed = subjects()
+    run(tmp_path / "j", changed, items=5, digest="another")
+    assert len(changed[0].asked) == 20
+
+
 def test_the_sparsest_answers_come_first_and_the_batch_stays_full(tmp_path: Path) -> None:
     asked = subjects()
     run(tmp_path / "j", asked, at_once=8)
@@ -149,6 +158,24 @@ def test_damaged_lines_are_set_aside(tmp_path: Path) -> None:
     assert [subject.loads for subject in finished] == [0, 0]
 
 
+def test_a_last_line_without_an_end_is_not_glued_to_the_next(tmp_path: Path) -> None:
+    journal = tmp_path / "answers.jsonl"
+    run(journal, subjects(), items=4)
+    journal.write_bytes(journal.read_bytes().rstrip(b"\n"))
+    whole = run(journal, subjects(), items=6)
+    finished = subjects()
+    assert run(journal, finished, items=6) == whole
+    assert [subject.loads for subject in finished] == [0, 0]
+    assert not (tmp_path / "answers.damaged.jsonl").exists()
+
+
+def test_a_line_is_in_the_file_once_it_is_added(tmp_path: Path) -> None:
+    facts = VariantFacts("m:s0", 0.0, 1, 2)
+    with open_journal(tmp_path / "j") as journal:
+        journal.add(VariantLine(cell="x", facts=facts, tokens_per_second=None))
+        assert (tmp_path / "j").read_text().endswith("}\n")
+
+
 def test_a_journal_has_one_writer(tmp_path: Path) -> None:
     with (
         open_journal(tmp_path / "j"),
@@ -177,6 +204,7 @@ def test_results_say_what_the_answers_amount_to(tmp_path: Path) -> None:
     assert found.threshold.stopped_by == 0.3
     assert found.dense.right.count("1") == 90
     assert found.cells[-1].score.traps == {Trap.LOOP_BEFORE_ANSWER: 100}
+    assert found.cells[3].score.traps == {Trap.LOOP_BEFORE_ANSWER: 50}
     assert found.cells[-1].score.cut_off_loops == 100
 
 
