@@ -1,7 +1,6 @@
 """`python -m bench`: starts a server and measures it alone: W1 to W4, what pruning brings, what it holds."""
 
 import argparse
-import asyncio
 import json
 import shlex
 import sys
@@ -21,7 +20,7 @@ from bench.compare import Cell, Contender, compare, contender
 from bench.costs import Geometry
 from bench.environment import provenance
 from bench.gateway import sample, watched
-from bench.servers import Launch, Server, running, secateur
+from bench.servers import Launch, Server, run_to_end, running, secateur
 from bench.workloads import CONCURRENCY, Workloads
 
 DEFAULT_MODEL = Path("~/.cache/reference-models/coder-0.5b")
@@ -147,7 +146,7 @@ async def _adding(server: Server) -> dict[str, Any]:
 def main() -> None:
     arguments = parse_arguments()
     try:
-        result = asyncio.run(run(arguments))
+        result = run_to_end(run(arguments))
     except (BenchError, httpx.HTTPError) as error:
         sys.exit(f"bench: {error}")
     text = json.dumps(result, indent=1)

@@ -8,9 +8,10 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, TypeVar
 
 import httpx
 import psutil
@@ -19,6 +20,8 @@ from bench.client import BenchError
 
 _READY_TIMEOUT_SECONDS = 1800  # a first start may measure a profile, or compile
 _STOP_TIMEOUT_SECONDS = 60
+
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -83,6 +86,17 @@ def secateur(model: Path, options: Sequence[str]) -> Launch:
     command += ["--no-prefix-caching", "--probe-budget", "0", "--shadow-share", "0"]
     command += ["--prompt-lookup-tokens", "0"]
     return Launch("secateur", model.name, [*command, *options], "/ready")
+
+
+def run_to_end(main: Coroutine[Any, Any, Result]) -> Result:
+    """`asyncio.run`, but SIGTERM cancels as SIGINT does: no server is left behind."""
+
+    async def cancelled_by_signal() -> Result:
+        task = asyncio.ensure_future(main)
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+        return await task
+
+    return asyncio.run(cancelled_by_signal())
 
 
 @contextlib.asynccontextmanager

@@ -1,7 +1,6 @@
 """`python -m bench.peers`: Secateur and other engines in one run, phase by phase, one JSON file for each."""
 
 import argparse
-import asyncio
 import contextlib
 import json
 import shlex
@@ -19,7 +18,7 @@ from bench.compare import Cell, Contender, compare, contender
 from bench.environment import provenance
 from bench.peers.engines import ENGINES, GUESSED_TOKENS, MAX_MODEL_LEN, MAX_NUM_SEQS
 from bench.peers.setup import Peers
-from bench.servers import secateur
+from bench.servers import run_to_end, secateur
 from bench.workloads import Workloads
 
 MIXED = (0.0, 0.1, 0.2, 0.35)
@@ -188,7 +187,7 @@ async def run(arguments: argparse.Namespace) -> None:
 
 def main() -> None:
     try:
-        asyncio.run(run(parse_arguments()))
+        run_to_end(run(parse_arguments()))
     except BenchError as error:
         sys.exit(f"bench: {error}")
 

@@ -1,6 +1,8 @@
 """Servers come up, are weighed, stand still when told to, and leave nothing behind. Real processes."""
 
 import asyncio
+import os
+import signal
 import sys
 import time
 
@@ -9,7 +11,7 @@ import psutil
 import pytest
 
 from bench.client import BenchError
-from bench.servers import Launch, Server, running
+from bench.servers import Launch, Server, run_to_end, running
 
 # Answers /health, and computes in a child of its own, as vLLM does.
 SERVER = """
@@ -72,3 +74,16 @@ def test_a_server_that_ends_at_once_is_an_error_that_names_its_log(tmp_path):
         serve("import sys; print('no such model'); sys.exit(3)", tmp_path, lambda server: None)
     [log] = tmp_path.iterdir()
     assert log.read_text() == "no such model\n"
+
+
+def test_a_terminated_benchmark_leaves_no_server_behind(tmp_path):
+    async def run():
+        async with running(launch(SERVER), tmp_path) as server:
+            pids.append(server.pid)
+            os.kill(os.getpid(), signal.SIGTERM)
+            await asyncio.sleep(60)
+
+    pids: list[int] = []
+    with pytest.raises(asyncio.CancelledError):
+        run_to_end(run())
+    assert not psutil.pid_exists(pids[0])
