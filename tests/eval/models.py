@@ -78,7 +78,7 @@ class FakeSubject:
         if self.speed is None:
             return None
         self.rounds += 1
-        return self.speed / (1 - sparsity) * (1, 1, 50)[self.rounds % 3]  # once in three it goes wrong
+        return self.speed / (1 - sparsity) * (1, 0.5, 50)[self.rounds % 3]  # rounds differ
 
     @asynccontextmanager
     async def open(self) -> AsyncIterator["FakeSubject"]:
