@@ -15,17 +15,11 @@ from server.engine.request import FinishReason
 from server.errors import error_codes
 from server.variants import VariantState
 from tests.integration.live import MAX_MODEL_LEN, Live, Tiny, running
+from tests.integration.metrics import scrape
 from tests.integration.sse import chunks
 
 COMPLETIONS, CHAT = "/v1/completions", "/v1/chat/completions"
 DOCS = Path(__file__).parents[2] / "docs" / "reference" / "metrics.md"
-
-
-def scrape(client: httpx.Client) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
-    """(sample, labels) -> value."""
-    families = parse_text(client.get("/metrics").text)
-    samples = [sample for family in families for sample in family.samples]
-    return {(sample.name, frozenset(sample.labels.items())): sample.value for sample in samples}
 
 
 def by_variant(client: httpx.Client, name: str) -> dict[str, float]:

@@ -1,0 +1,220 @@
+"""A served variant is broken and mended under the server's feet: probes find out both times, on their own."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import torch
+
+from eval.tasks.arithmetic import ArithmeticTask
+from pruning.checkpoint import open_checkpoint
+from pruning.ranking import rank
+from pruning.tensors import TensorReader
+from server.engine.engine import Engine
+from server.profiles import EMBEDDED_MODELS
+from tests.integration.live import Live, Tiny, running
+from tests.integration.metrics import scrape
+
+DENSE, PRUNED = "math-mini:s0", "math-mini:s20"
+CHAT, RUN = "/v1/chat/completions", "/admin/probes/run"
+Eventually = Callable[[Callable[[], bool]], None]
+
+
+@pytest.fixture(scope="module")
+def math_mini(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
+    """Neurons by the size of their weights: that needs no profile, and 20% less is as good as dense."""
+    checkpoint = open_checkpoint(str(EMBEDDED_MODELS / "math-mini"), tmp_path_factory.mktemp("judge"))
+    with checkpoint.open_tensors() as tensors:
+        scores = [
+            _norms(tensors, layer, "gate", 1)
+            * _norms(tensors, layer, "up", 1)
+            * _norms(tensors, layer, "down", 0)
+            for layer in range(checkpoint.config.num_hidden_layers)
+        ]
+    return Tiny(checkpoint, rank(torch.stack(scores), score="magnitude", profile_digest="none"))
+
+
+@contextmanager
+def judged(math_mini: Tiny, cache_dir: Path, **changes: Any) -> Iterator[Live]:
+    """A tolerance of 20 points takes few probes to show; all of the engine's idle time is theirs."""
+    limits = {"max_model_len": 256, "max_num_seqs": 24, "max_num_batched_tokens": 512, "kernels": "torch"}
+    judge = {"probe_budget": 1.0, "probe_tolerance": 0.2, "cache_dir": cache_dir, "sparsities": (0.0, 0.2)}
+    with running(math_mini, **{**limits, **judge, **changes}) as live:
+        yield live
+
+
+def reverse_neurons(engine: Engine) -> None:
+    """The last neurons come first: dense computes the same sum, a prefix another. Twice is once undone."""
+    for layer in engine._runner._decoder._layers:
+        for weights in (layer._mlp.gate, layer._mlp.up, layer._mlp.down):
+            weights.copy_(weights.flip(0))
+
+
+def between_steps(engine: Engine, action: Callable[[Engine], None]) -> None:
+    """Has the engine's own thread do it before its next step."""
+    step = engine.step
+
+    def act_and_step() -> Any:
+        engine.step = step
+        action(engine)
+        return step()
+
+    engine.step = act_and_step
+
+
+def ask(client: httpx.Client, **choice: Any) -> httpx.Response:
+    item = ArithmeticTask().evaluation(1, seed=0)[0]
+    body = {"messages": [{"role": "user", "content": item.prompt}], "temperature": 0, "max_tokens": 96}
+    return client.post(CHAT, json={**body, **choice})
+
+
+def known(client: httpx.Client, name: str) -> dict[str, Any]:
+    variants = client.get("/v1/variants").json()["data"]
+    (variant,) = [variant for variant in variants if variant["id"] == name]
+    return variant
+
+
+def test_a_broken_variant_is_refused_and_a_mended_one_comes_back(
+    math_mini: Tiny, tmp_path: Path, eventually: Eventually
+) -> None:
+    with judged(math_mini, tmp_path) as live, live.client() as client:
+        between_steps(live.engine, reverse_neurons)
+        eventually(lambda: known(client, PRUNED)["state"] == "degraded")
+        found = known(client, PRUNED)
+        (change,) = found["changes"]
+        assert (change["before"], change["after"]) == ("unproven", "degraded")
+        assert change["evidence"]["items"] <= 50
+        assert change["evidence"]["drop_low"] > 0.2
+        assert change["evidence"]["accuracy"] < 0.5
+        assert found["evidence"]["since"] == change["at"]
+
+        refused = ask(client, sparsity=0.2)
+        assert (refused.status_code, refused.json()["error"]["code"]) == (409, "variant_degraded")
+        assert refused.json()["error"]["changes"] == [change]
+        assert ask(client, sparsity=0.2, allow_unsafe=True).json()["model"] == PRUNED
+        dense, auto = ask(client), ask(client, sparsity="auto", max_accuracy_drop=1.0)
+        assert ArithmeticTask().grade(
+            ArithmeticTask().evaluation(1, seed=0)[0], dense.json()["choices"][0]["message"]["content"]
+        )
+        assert auto.json()["secateur"]["reason"] == auto.headers["x-secateur-reason"] == "auto_densest"
+        assert auto.json()["model"] == DENSE
+        samples = scrape(client)
+        label = frozenset({("variant", PRUNED), ("task", "arithmetic"), ("verdict", "degraded")})
+        assert samples["secateur_probe_verdict", label] == 1
+        changes = frozenset({("variant", PRUNED), ("verdict", "degraded")})
+        assert samples["secateur_verdict_changes_total", changes] == 1
+        state = frozenset({("variant", PRUNED), ("state", "degraded")})
+        assert samples["secateur_variant_state", state] == 1
+
+        between_steps(live.engine, reverse_neurons)
+        eventually(lambda: known(client, PRUNED)["state"] == "ready")
+        assert known(client, PRUNED)["evidence"]["verdict"] == "safe"
+        answer = ask(client, sparsity="auto", max_accuracy_drop=1.0)
+        assert answer.json()["model"] == PRUNED
+        assert answer.headers["x-secateur-reason"] == "auto_proven"
+
+    # What was shown outlives the process, and counts for the same weights, task and ranking alone.
+    with judged(math_mini, tmp_path, probe_budget=0.0) as live, live.client() as client:
+        again = known(client, PRUNED)
+        assert [c["after"] for c in again["changes"]] == ["degraded", "safe"]
+        assert again["evidence"]["verdict"] == "safe"
+        assert client.post("/admin/variants", json={"sparsity": 0.1}).status_code == 201
+        eventually(lambda: known(client, "math-mini:s10")["evidence"] is not None)
+        assert known(client, "math-mini:s10")["evidence"]["items"] == 0
+
+
+def test_probes_run_when_asked_for_and_a_safe_variant_stands_in(math_mini: Tiny, tmp_path: Path) -> None:
+    three = {"sparsities": (0.0, 0.1, 0.2), "probe_budget": 0.0, "on_degraded": "fallback"}
+    with judged(math_mini, tmp_path, **three) as live, live.client() as client:
+        assert client.get(RUN).status_code == 409
+        between_steps(live.engine, reverse_neurons)
+        started = client.post(RUN, json={"variants": [PRUNED], "items": 24})
+        assert (started.status_code, started.json()["state"]) == (202, "running")
+        again = client.post(RUN, json={"items": 1})
+        assert (again.status_code, again.json()["error"]["code"]) == (409, "probe_conflict")
+        run = wait_for_run(client)
+        assert (run["state"], run["items_done"], run["error"]) == ("done", 24, None)
+        assert run["evidence"][PRUNED]["verdict"] == "degraded"
+        assert known(client, "math-mini:s10")["evidence"]["items"] == 0  # only what was asked for
+        answer = ask(client, sparsity=0.2)
+        assert answer.json()["secateur"] == {
+            "variant": DENSE,
+            "sparsity": 0.0,
+            "exact_sparsity": 0.0,
+            "reason": "degraded_fallback",
+            "instead_of": PRUNED,
+        }
+        assert answer.headers["x-secateur-variant"] == DENSE
+        assert answer.headers["x-secateur-reason"] == "degraded_fallback"
+        probed = [
+            value for (name, _), value in scrape(client).items() if name == "secateur_probe_tokens_total"
+        ]
+        assert sum(value > 0 for value in probed) == 2  # the variant and the reference
+        unknown = client.post(RUN, json={"variants": ["math-mini:s99"]})
+        assert (unknown.status_code, unknown.json()["error"]["code"]) == (404, "model_not_found")
+
+
+def wait_for_run(client: httpx.Client) -> dict[str, Any]:
+    while (run := client.get(RUN).json())["state"] == "running":
+        pass
+    return run
+
+
+def test_users_never_pay_for_probes_in_their_metrics(math_mini: Tiny, tmp_path: Path) -> None:
+    with judged(math_mini, tmp_path, probe_budget=0.0) as live, live.client() as client:
+        client.post(RUN, json={"items": 4})
+        wait_for_run(client)
+        samples = scrape(client)
+    for name in (
+        "secateur_requests_total",
+        "secateur_generation_tokens_total",
+        "secateur_prompt_tokens_total",
+    ):
+        assert sum(value for (sample, _), value in samples.items() if sample == name) == 0
+    background = [v for (name, _), v in samples.items() if name == "secateur_background_tokens_total"]
+    assert sum(background) > 0
+
+
+def test_a_variant_that_was_judged_is_known_when_it_comes_back(
+    math_mini: Tiny, tmp_path: Path, eventually: Eventually
+) -> None:
+    with judged(math_mini, tmp_path, probe_budget=0.0) as live, live.client() as client:
+        client.post(RUN, json={"items": 4})
+        wait_for_run(client)
+        client.delete(f"/admin/variants/{PRUNED}")
+    with judged(math_mini, tmp_path, probe_budget=0.0, sparsities=(0.0,)) as live, live.client() as client:
+        client.post("/admin/variants", json={"sparsity": 0.2})
+        eventually(lambda: (known(client, PRUNED)["evidence"] or {}).get("items") == 4)
+
+
+def test_without_a_gradable_task_variants_are_served_unjudged(tiny: Tiny) -> None:
+    with running(tiny, task="poetry") as live, live.client() as client:
+        listed = client.get("/v1/variants").json()
+        assert listed["probes"]["task"] is None
+        assert "poetry" in listed["probes"]["reason"]
+        assert {variant["evidence"] for variant in listed["data"]} == {None}
+        assert client.post("/v1/completions", json={"prompt": "a", "sparsity": 0.2}).status_code == 200
+        auto = client.post("/v1/completions", json={"prompt": "a", "sparsity": "auto"}).json()
+        assert auto["model"] == "tiny:s0"
+        refused = client.post(RUN, json={})
+        assert (refused.status_code, refused.json()["error"]["code"]) == (409, "probe_conflict")
+        assert "secateur_probe_verdict" not in client.get("/metrics").text
+
+
+def test_a_dead_engine_says_nothing_against_a_variant(
+    tiny: Tiny, tmp_path: Path, eventually: Eventually
+) -> None:
+    def die(engine: Engine) -> None:
+        raise RuntimeError("meant to happen")
+
+    with running(tiny, probe_budget=1.0, cache_dir=tmp_path) as live, live.client() as client:
+        between_steps(live.engine, die)
+        eventually(lambda: client.get("/health").status_code == 503)
+        assert {variant["state"] for variant in client.get("/v1/variants").json()["data"]} == {"ready"}
+
+
+def _norms(tensors: TensorReader, layer: int, matrix: str, dim: int) -> torch.Tensor:
+    return tensors.get(f"model.layers.{layer}.mlp.{matrix}_proj.weight").float().norm(dim=dim)
