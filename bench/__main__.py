@@ -1,6 +1,7 @@
 """`python -m bench`: starts a server and measures it alone: W1 to W4, what pruning brings, what it holds."""
 
 import argparse
+import asyncio
 import json
 import shlex
 import sys
@@ -147,8 +148,8 @@ def main() -> None:
     arguments = parse_arguments()
     try:
         result = run_to_end(run(arguments))
-    except (BenchError, httpx.HTTPError) as error:
-        sys.exit(f"bench: {error}")
+    except (BenchError, httpx.HTTPError, asyncio.CancelledError) as error:
+        sys.exit(f"bench: {str(error) or 'ended by a signal'}")
     text = json.dumps(result, indent=1)
     if arguments.out:
         arguments.out.parent.mkdir(parents=True, exist_ok=True)

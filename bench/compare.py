@@ -76,7 +76,8 @@ async def compare(contenders: Sequence[Contender], cells: Mapping[str, Cell], ro
                 )
                 main_figure = next(iter(figures.items()))
                 print(f"round {number + 1} {cell_name:>5} {active.name:<14} {main_figure}", file=sys.stderr)
-        readings.append(limits())
+        with _paused([server for each in contenders for server in each.servers]):
+            readings.append(limits())
     return {
         "limits": readings,
         "contenders": {

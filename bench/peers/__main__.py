@@ -1,6 +1,7 @@
 """`python -m bench.peers`: Secateur and other engines in one run, phase by phase, one JSON file for each."""
 
 import argparse
+import asyncio
 import contextlib
 import json
 import shlex
@@ -188,8 +189,8 @@ async def run(arguments: argparse.Namespace) -> None:
 def main() -> None:
     try:
         run_to_end(run(parse_arguments()))
-    except BenchError as error:
-        sys.exit(f"bench: {error}")
+    except (BenchError, asyncio.CancelledError) as error:
+        sys.exit(f"bench: {str(error) or 'ended by a signal'}")
 
 
 if __name__ == "__main__":

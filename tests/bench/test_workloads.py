@@ -1,6 +1,11 @@
 """All servers are asked the same, and nothing twice."""
 
+import string
+
 import pytest
+from tokenizers import Tokenizer
+from tokenizers.decoders import Fuse
+from tokenizers.models import BPE
 
 from bench.workloads import CONCURRENCY, Workloads
 from tests.tiny import byte_tokenizer
@@ -25,10 +30,19 @@ def test_no_two_prompts_begin_alike(workloads):
     assert len(beginnings) == len(asks) == 2 * CONCURRENCY + 2
 
 
+def joining_tokenizer() -> Tokenizer:
+    """Joins line ends, so that a text has fewer tokens within a prompt than alone."""
+    vocabulary = [*string.printable, "\n\n"]
+    tokenizer = Tokenizer(BPE({token: i for i, token in enumerate(vocabulary)}, [("\n", "\n")]))
+    tokenizer.decoder = Fuse()
+    return tokenizer
+
+
 @pytest.mark.parametrize("num_tokens", [200, 1024, 4096])
-def test_a_long_prompt_has_exactly_so_many_tokens(workloads, num_tokens):
-    ask = workloads.long_prompt(num_tokens, new_tokens=3)
-    assert len(TOKENIZER.encode(ask.prompt, add_special_tokens=False).ids) == num_tokens
+@pytest.mark.parametrize("tokenizer", [TOKENIZER, joining_tokenizer()], ids=["bytes", "joining"])
+def test_a_long_prompt_has_exactly_so_many_tokens(tokenizer, num_tokens):
+    ask = Workloads(tokenizer, seed=0).long_prompt(num_tokens, new_tokens=3)
+    assert len(tokenizer.encode(ask.prompt, add_special_tokens=False).ids) == num_tokens
     assert ask.max_tokens == 3
 
 
