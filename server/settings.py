@@ -162,7 +162,7 @@ class JudgeSettings(BaseSettings):
     """What is measured while serving, and what follows from it"""
 
     probe_budget: Share = Field(
-        0.02, description="share of the engine's capacity that probes may take; 0: no probes"
+        0.02, description="share of the engine's capacity that probes may take; 0: only when asked for"
     )
     probe_tolerance: Share = Field(
         0.03, description="accuracy that a variant may lose to the dense model and count as safe"

@@ -39,9 +39,9 @@ def math_mini(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
 
 @contextmanager
 def judged(math_mini: Tiny, cache_dir: Path, **changes: Any) -> Iterator[Live]:
-    """A tolerance of 20 points takes few probes to show; all of the engine's idle time is theirs."""
+    """A tolerance of 30 points takes few probes to show; all of the engine's idle time is theirs."""
     limits = {"max_model_len": 256, "max_num_seqs": 24, "max_num_batched_tokens": 512, "kernels": "torch"}
-    judge = {"probe_budget": 1.0, "probe_tolerance": 0.2, "cache_dir": cache_dir, "sparsities": (0.0, 0.2)}
+    judge = {"probe_budget": 1.0, "probe_tolerance": 0.3, "cache_dir": cache_dir, "sparsities": (0.0, 0.2)}
     with running(math_mini, **{**limits, **judge, **changes}) as live:
         yield live
 
@@ -87,7 +87,7 @@ def test_a_broken_variant_is_refused_and_a_mended_one_comes_back(
         (change,) = found["changes"]
         assert (change["before"], change["after"]) == ("unproven", "degraded")
         assert change["evidence"]["items"] <= 50
-        assert change["evidence"]["drop_low"] > 0.2
+        assert change["evidence"]["drop_low"] > 0.3
         assert change["evidence"]["accuracy"] < 0.5
         assert found["evidence"]["since"] == change["at"]
 
@@ -131,12 +131,12 @@ def test_probes_run_when_asked_for_and_a_safe_variant_stands_in(math_mini: Tiny,
     with judged(math_mini, tmp_path, **three) as live, live.client() as client:
         assert client.get(RUN).status_code == 409
         between_steps(live.engine, reverse_neurons)
-        started = client.post(RUN, json={"variants": [PRUNED], "items": 24})
+        started = client.post(RUN, json={"variants": [PRUNED], "items": 16})
         assert (started.status_code, started.json()["state"]) == (202, "running")
         again = client.post(RUN, json={"items": 1})
         assert (again.status_code, again.json()["error"]["code"]) == (409, "probe_conflict")
         run = wait_for_run(client)
-        assert (run["state"], run["items_done"], run["error"]) == ("done", 24, None)
+        assert (run["state"], run["items_done"], run["error"]) == ("done", 16, None)
         assert run["evidence"][PRUNED]["verdict"] == "degraded"
         assert known(client, "math-mini:s10")["evidence"]["items"] == 0  # only what was asked for
         answer = ask(client, sparsity=0.2)
@@ -165,7 +165,7 @@ def wait_for_run(client: httpx.Client) -> dict[str, Any]:
 
 def test_users_never_pay_for_probes_in_their_metrics(math_mini: Tiny, tmp_path: Path) -> None:
     with judged(math_mini, tmp_path, probe_budget=0.0) as live, live.client() as client:
-        client.post(RUN, json={"items": 4})
+        client.post(RUN, json={"items": 1})
         wait_for_run(client)
         samples = scrape(client)
     for name in (
@@ -182,12 +182,12 @@ def test_a_variant_that_was_judged_is_known_when_it_comes_back(
     math_mini: Tiny, tmp_path: Path, eventually: Eventually
 ) -> None:
     with judged(math_mini, tmp_path, probe_budget=0.0) as live, live.client() as client:
-        client.post(RUN, json={"items": 4})
+        client.post(RUN, json={"items": 1})
         wait_for_run(client)
         client.delete(f"/admin/variants/{PRUNED}")
     with judged(math_mini, tmp_path, probe_budget=0.0, sparsities=(0.0,)) as live, live.client() as client:
         client.post("/admin/variants", json={"sparsity": 0.2})
-        eventually(lambda: (known(client, PRUNED)["evidence"] or {}).get("items") == 4)
+        eventually(lambda: (known(client, PRUNED)["evidence"] or {}).get("items") == 1)
 
 
 def test_without_a_gradable_task_variants_are_served_unjudged(tiny: Tiny) -> None:
