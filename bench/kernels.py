@@ -154,7 +154,7 @@ class Layers:
         )
 
     def _workspace(self, num_tokens: int) -> torch.Tensor:
-        size = LIBRARY.workspace_bytes(self.model, num_tokens, NEURONS, num_threads())
+        size = LIBRARY.workspace_bytes(self.model, num_tokens, NEURONS, 0, num_threads())
         return torch.empty(size, dtype=torch.uint8)
 
 

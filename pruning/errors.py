@@ -6,6 +6,8 @@ SecateurError
 ├── ProfileError                a profile that cannot be read or built
 │   └── StaleProfileError       ... because it was measured on something else
 ├── SparsityError               a sparsity that is none
+├── DeltaError                  a delta that cannot be read, built or used
+│   └── ForeignDeltaError       ... because it was made for another model, ranking or width
 ├── ExportError                 a checkpoint that cannot be written
 └── RequestError                (server/errors.py) what a client is told over HTTP
 """
@@ -37,3 +39,11 @@ class SparsityError(SecateurError, ValueError):
 
 class ExportError(SecateurError):
     """A variant cannot be written where it was asked for."""
+
+
+class DeltaError(SecateurError):
+    """A delta is missing, damaged or impossible to build."""
+
+
+class ForeignDeltaError(DeltaError):
+    """A delta was made for another network than the one in use."""

@@ -6,19 +6,18 @@ profiles are stored and told apart; measures nothing (calibration.py) and judges
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
 from pruning.errors import ProfileError, StaleProfileError
+from pruning.files import write_atomically
 
 FORMAT = 1
 METADATA_KEY = "secateur_profile"
@@ -148,7 +147,7 @@ class SelectivityProfile:
         content = save(_tensors(self), metadata={METADATA_KEY: json.dumps(header)})
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            _write_atomically(path, content)
+            write_atomically(path, content)
         except OSError as error:
             raise ProfileError(
                 f"cannot write the profile {path} ({len(content):,} bytes): {error}; "
@@ -252,15 +251,3 @@ def _assemble(header: dict[str, Any], tensors: dict[str, Tensor]) -> Selectivity
         up_norm=tensors["up_norm"],
         down_norm=tensors["down_norm"],
     )
-
-
-def _write_atomically(path: Path, content: bytes) -> None:
-    partial = path.with_name(f".{path.name}.{uuid4().hex}")
-    try:
-        with partial.open("xb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)

@@ -9,8 +9,10 @@ from transformers import GenerationConfig, PretrainedConfig
 from transformers.utils import GENERATION_CONFIG_NAME
 
 from pruning.checkpoint import Checkpoint
+from pruning.delta import Delta
 from pruning.ranking import Ranking
 from server.engine.config import EngineConfig
+from server.engine.delta import ServedDelta
 from server.engine.errors import EngineConfigError, PromptTooLongError
 from server.engine.kernels import KernelChoice, choose_kernels
 from server.engine.kernels.decoder import CompiledDecoder
@@ -62,6 +64,7 @@ class Engine:
         self._runner = runner
         self._scheduler = scheduler
         self._pool = pool
+        self._decoder = decoder
         self._weights = weights
 
     @property
@@ -129,6 +132,13 @@ class Engine:
             background_tokens=background_tokens,
             num_background=self._scheduler.num_background,
         )
+
+    def load_delta(self, delta: Delta) -> ServedDelta:
+        """A delta in the form that computes, for a `Variant` to hold. Whoever asks has checked that it fits.
+
+        Takes milliseconds a megabyte; may be called on any thread while the engine runs.
+        """
+        return self._decoder.load_delta(delta)
 
     def parameters(self, widths: tuple[int, ...]) -> int:
         """Of the whole network at `widths`, tied matrices once."""

@@ -14,8 +14,10 @@ from torch.nn import functional as F
 from transformers import PretrainedConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
+from pruning.delta import Delta
 from server.engine.attention import AttentionPlan, AttentionSpan, PagedKV
-from server.engine.nested_mlp import NestedMLP, NeuronBlock
+from server.engine.delta import DeltaRows, ServedDelta, TorchDelta, add_low_rank, rows_of_map
+from server.engine.nested_mlp import MLPDeltas, NestedMLP, NeuronBlock
 from server.engine.weights import LayerWeights, ModelWeights
 
 
@@ -47,6 +49,12 @@ class ModelGeometry:
             windows=tuple(window if kind == "sliding_attention" else None for kind in kinds),
         )
 
+    @property
+    def qkv_rows(self) -> tuple[int, int, int]:
+        """Outputs of the query, key and value projections."""
+        keys = self.num_kv_heads * self.head_dim
+        return self.num_heads * self.head_dim, keys, keys
+
     def kv_bytes_per_token(self, dtype: torch.dtype) -> int:
         """Keys and values of one token, all layers."""
         return 2 * self.num_layers * self.num_kv_heads * self.head_dim * dtype.itemsize
@@ -61,6 +69,7 @@ class Batch:
         spans: the same tokens request by request, each with where its KV is; in order, without gaps.
         neuron_blocks: per layer, which neurons multiply which tokens.
         sampling_rows: [rows] the tokens whose logits are wanted.
+        deltas: the tokens of variants that have one, in order; all tokens of one are of one width.
     """
 
     token_ids: torch.Tensor
@@ -69,6 +78,7 @@ class Batch:
     spans: Sequence[AttentionSpan]
     neuron_blocks: Sequence[Sequence[NeuronBlock]]
     sampling_rows: torch.Tensor
+    deltas: Sequence[DeltaRows] = ()
 
 
 class Decoder(Protocol):
@@ -77,6 +87,10 @@ class Decoder(Protocol):
     @property
     def kv_bytes(self) -> int:
         """Memory of keys and values, all layers."""
+        ...
+
+    def load_delta(self, delta: Delta) -> ServedDelta:
+        """A delta of a variant of this model, ready to compute with. Safe on any thread."""
         ...
 
     def forward(self, batch: Batch) -> torch.Tensor:
@@ -110,14 +124,18 @@ class DecoderModel:
         self._cos, self._sin = rotary_tables(config, max_model_len, weights.embedding)
         activation = _activation(config.hidden_act)
         self._layers = [
-            _DecoderLayer(layer, geometry, window, activation)
-            for layer, window in zip(weights.layers, geometry.windows, strict=True)
+            _DecoderLayer(index, layer, geometry, window, activation)
+            for index, (layer, window) in enumerate(zip(weights.layers, geometry.windows, strict=True))
         ]
 
     @property
     def kv_bytes(self) -> int:
         """Memory of keys and values, all layers."""
         return sum(kv.keys.nbytes + kv.values.nbytes for kv in self._kv)
+
+    def load_delta(self, delta: Delta) -> ServedDelta:
+        """A delta of a variant of this model, ready to compute with. Safe on any thread."""
+        return TorchDelta.of(delta, self._geometry.qkv_rows, self._weights.embedding)
 
     def forward(self, batch: Batch) -> torch.Tensor:
         """Logits [sampling rows, vocabulary] in float32; keeps the batch's keys and values."""
@@ -128,7 +146,7 @@ class DecoderModel:
         hidden = F.embedding(batch.token_ids, embedding)  # [tokens, hidden]
         rotary = self._cos[batch.positions, None], self._sin[batch.positions, None]  # [tokens, 1, head_dim]
         for layer, kv, blocks in zip(self._layers, self._kv, batch.neuron_blocks, strict=True):
-            hidden = layer.forward(hidden, rotary, batch.slots, plan, kv, blocks)
+            hidden = layer.forward(hidden, rotary, batch.slots, plan, kv, blocks, batch.deltas)
         hidden = _rms_norm(hidden[batch.sampling_rows], self._weights.norm, self._geometry.norm_eps)
         return F.linear(hidden, self._weights.head).float()
 
@@ -138,11 +156,13 @@ class _DecoderLayer:
 
     def __init__(
         self,
+        index: int,
         weights: LayerWeights,
         geometry: ModelGeometry,
         window: int | None,
         activation: Callable[[torch.Tensor], torch.Tensor],
     ) -> None:
+        self._index = index
         self._weights = weights
         self._geometry = geometry
         self._window = window
@@ -156,11 +176,17 @@ class _DecoderLayer:
         plan: AttentionPlan,
         kv: PagedKV,
         blocks: Sequence[NeuronBlock],
+        deltas: Sequence[DeltaRows],
     ) -> torch.Tensor:
         eps = self._geometry.norm_eps
         normed = _rms_norm(hidden, self._weights.input_norm, eps)
-        hidden = hidden + self._attention(normed, rotary, slots, plan, kv)
-        return hidden + self._mlp(_rms_norm(hidden, self._weights.mlp_norm, eps), blocks)
+        hidden = hidden + self._attention(normed, rotary, slots, plan, kv, deltas)
+        mlp_deltas = MLPDeltas(
+            gate=rows_of_map(deltas, self._index, "gate"),
+            up=rows_of_map(deltas, self._index, "up"),
+            down=rows_of_map(deltas, self._index, "down"),
+        )
+        return hidden + self._mlp(_rms_norm(hidden, self._weights.mlp_norm, eps), blocks, mlp_deltas)
 
     def _attention(
         self,
@@ -169,18 +195,23 @@ class _DecoderLayer:
         slots: torch.Tensor,
         plan: AttentionPlan,
         kv: PagedKV,
+        deltas: Sequence[DeltaRows],
     ) -> torch.Tensor:
         weights, geometry = self._weights, self._geometry
         heads, kv_heads = geometry.num_heads, geometry.num_kv_heads
-        qkv = torch.unflatten(F.linear(x, weights.qkv, weights.qkv_bias), 1, (-1, geometry.head_dim))
+        qkv = F.linear(x, weights.qkv, weights.qkv_bias)
+        add_low_rank(qkv, x, rows_of_map(deltas, self._index, "qkv"))
+        qkv = torch.unflatten(qkv, 1, (-1, geometry.head_dim))
         query, key, value = torch.split(qkv, [heads, kv_heads, kv_heads], dim=1)  # [tokens, heads, head_dim]
         if weights.q_norm is not None and weights.k_norm is not None:
             query = _rms_norm(query, weights.q_norm, geometry.norm_eps)
             key = _rms_norm(key, weights.k_norm, geometry.norm_eps)
         kv.write(slots, _rotate(key, *rotary), value)
         scale = geometry.head_dim**-0.5
-        output = plan.attend(_rotate(query, *rotary), kv, scale, self._window)
-        return F.linear(output.flatten(1), weights.output, weights.output_bias)
+        attended = plan.attend(_rotate(query, *rotary), kv, scale, self._window).flatten(1)
+        output = F.linear(attended, weights.output, weights.output_bias)
+        add_low_rank(output, attended, rows_of_map(deltas, self._index, "output"))
+        return output
 
 
 def _rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:

@@ -6,6 +6,7 @@ from itertools import islice
 import torch
 
 from server.engine.attention import AttentionSpan
+from server.engine.delta import DeltaRows
 from server.engine.model import Batch, Decoder
 from server.engine.nested_mlp import NeuronBlock, neuron_blocks
 from server.engine.request import TokenLogprobs
@@ -32,8 +33,9 @@ class ModelRunner:
         Returns, by request id: the tokens chosen after the last token and after each guess of a request that
         has caught up, and the scores of the rows that each wants scored.
         """
-        # Variants nest, so the total of the widths orders them in every layer at once.
-        items = sorted(output.scheduled, key=lambda item: _by_width(item.request.variant))
+        # Variants nest, so the total of the widths orders them in every layer at once. Those of one delta are
+        # neighbours, so that its matrices multiply one stretch of the batch.
+        items = sorted(output.scheduled, key=lambda item: _by_width_and_delta(item.request.variant))
         logits = self._decoder.forward(self._batch(items))
         sampling = [item for item in items if item.samples]
         requests = [item.request for item in sampling for _ in range(1 + len(item.guesses))]
@@ -69,6 +71,7 @@ class ModelRunner:
             spans=spans,
             neuron_blocks=_neuron_blocks_per_layer(items),
             sampling_rows=self._tensor(sampling_rows + scored_rows),
+            deltas=_delta_rows(items),
         )
 
     def _tensor(self, values: Sequence[int]) -> torch.Tensor:
@@ -86,8 +89,24 @@ def _score(logits: torch.Tensor, items: Sequence[ScheduledRequest]) -> dict[str,
     }
 
 
-def _by_width(variant: Variant) -> int:
-    return -sum(variant.widths)
+def _by_width_and_delta(variant: Variant) -> tuple[int, str]:
+    return -sum(variant.widths), variant.delta_digest
+
+
+def _delta_rows(items: Sequence[ScheduledRequest]) -> list[DeltaRows]:
+    """The tokens of `items` whose variants have a delta; those of one delta are neighbours."""
+    found: list[DeltaRows] = []
+    end = 0
+    for item in items:
+        start, end = end, end + item.num_tokens + len(item.guesses)
+        delta = item.request.variant.delta
+        if delta is None:
+            continue
+        if found and found[-1].stop == start and found[-1].delta.digest == delta.digest:
+            found[-1] = found[-1]._replace(stop=end)
+        else:
+            found.append(DeltaRows(start, end, delta))
+    return found
 
 
 def _neuron_blocks_per_layer(items: Sequence[ScheduledRequest]) -> list[list[NeuronBlock]]:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from pruning import files
 from pruning import profile as profile_module
 from pruning.errors import ProfileError, StaleProfileError
 from pruning.profile import PromptMoments, TokenMoments, load
@@ -103,7 +104,7 @@ def test_a_full_disk_leaves_the_old_profile_and_no_debris(
     def full(descriptor: int) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(profile_module.os, "fsync", full)
+    monkeypatch.setattr(files.os, "fsync", full)
     with pytest.raises(ProfileError, match="No space left on device; make room"):
         tiny_profile(taylor_sq_sum=matrix(1, 2, 3, 4, 5, 6)).save(path)
 

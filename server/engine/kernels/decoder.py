@@ -4,11 +4,17 @@ Activations and KV are bfloat16, sums and the residual stream float32. Takes the
 agrees with it up to rounding.
 """
 
+import ctypes
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from torch.nn import functional as F
 from transformers import PretrainedConfig
 
+from pruning.delta import Delta
+from server.engine.delta import DeltaRows, ServedDelta
+from server.engine.kernels.delta import PackedDelta, pack_delta
 from server.engine.kernels.library import (
     BatchStruct,
     KernelLibrary,
@@ -51,7 +57,7 @@ class CompiledDecoder:
         num_blocks: int,
         block_size: int,
     ) -> None:
-        geometry = ModelGeometry.from_config(config)
+        self._geometry = geometry = ModelGeometry.from_config(config)
         self._library = library
         self._weights = weights
         self._hidden_size: int = config.hidden_size
@@ -82,6 +88,10 @@ class CompiledDecoder:
         """Memory of keys and values, all layers."""
         return sum(kv.keys.nbytes + kv.values.nbytes for kv in self._kv)
 
+    def load_delta(self, delta: Delta) -> ServedDelta:
+        """A delta of a variant of this model, ready to compute with. Safe on any thread."""
+        return pack_delta(self._library, delta, self._geometry.qkv_rows)
+
     def forward(self, batch: Batch) -> torch.Tensor:
         """Logits [sampling rows, vocabulary] in float32; keeps the batch's keys and values.
 
@@ -92,6 +102,7 @@ class CompiledDecoder:
         residual = self._embed(batch.token_ids)
         tables = [block for span in batch.spans for block in span.block_table]
         lengths = [len(span.block_table) for span in batch.spans]
+        rank_pairs = max((_packed(rows).rank_pairs for rows in batch.deltas), default=0)
         step = BatchStruct.of(
             num_tokens,
             len(batch.spans),
@@ -102,8 +113,10 @@ class CompiledDecoder:
             block_tables=torch.tensor(tables, dtype=torch.int32),
             table_starts=torch.tensor([0, *lengths[:-1]], dtype=torch.int32).cumsum(0, dtype=torch.int32),
             widths=torch.from_numpy(_row_widths(batch)),
+            **_delta_groups(batch.deltas, num_tokens),
+            rank_pairs=rank_pairs,
         )
-        workspace = self._workspace_for(num_tokens, threads)
+        workspace = self._workspace_for(num_tokens, rank_pairs, threads)
         self._library.forward(self._model, self._layers, len(self._layers), step, workspace, threads)
         return self._logits(residual, batch.sampling_rows.int(), workspace, threads)
 
@@ -140,9 +153,9 @@ class CompiledDecoder:
             )
         return logits
 
-    def _workspace_for(self, num_tokens: int, threads: int) -> int:
+    def _workspace_for(self, num_tokens: int, rank_pairs: int, threads: int) -> int:
         """The address of memory for a step of that many tokens; grows to the largest step."""
-        needed = self._library.workspace_bytes(self._model, num_tokens, self._neurons, threads)
+        needed = self._library.workspace_bytes(self._model, num_tokens, self._neurons, rank_pairs, threads)
         if needed > len(self._workspace):
             self._workspace = torch.empty(needed, dtype=torch.uint8)
         return self._workspace.data_ptr()
@@ -176,3 +189,33 @@ def _row_widths(batch: Batch) -> "np.ndarray[tuple[int, int], np.dtype[np.int32]
         for block in blocks:  # from the narrowest on: what reaches further overwrites
             row[: block.num_tokens] = block.stop
     return widths
+
+
+def _delta_groups(deltas: Sequence[DeltaRows], num_tokens: int) -> dict[str, torch.Tensor]:
+    """Where groups of tokens with one delta, or with none, end, and where their deltas are, 0 for none.
+
+    Nothing where no token has one.
+    """
+    ends: list[int] = []
+    addresses: list[int] = []
+
+    def close(end: int, address: int) -> None:
+        if end > (ends[-1] if ends else 0):
+            ends.append(end)
+            addresses.append(address)
+
+    for rows in deltas:
+        close(rows.start, 0)
+        close(rows.stop, ctypes.addressof(_packed(rows).structs))
+    if not ends:
+        return {}
+    close(num_tokens, 0)
+    return {
+        "group_ends": torch.tensor(ends, dtype=torch.int32),
+        "group_deltas": torch.tensor(addresses, dtype=torch.int64),
+    }
+
+
+def _packed(rows: DeltaRows) -> PackedDelta:
+    assert isinstance(rows.delta, PackedDelta), "it was made by this decoder"
+    return rows.delta

@@ -44,6 +44,18 @@ class LayerStruct(ctypes.Structure):
     )
 
 
+class LowRankStruct(ctypes.Structure):
+    """`LowRank` of src/model.h."""
+
+    _fields_ = (("a", c_void_p), ("b", c_void_p), ("pairs", c_int64))
+
+
+class LayerDeltaStruct(ctypes.Structure):
+    """`LayerDelta` of src/model.h."""
+
+    _fields_ = tuple((name, LowRankStruct) for name in ("qkv", "output", "gate_up", "down"))
+
+
 class BatchStruct(ctypes.Structure):
     """`Batch` of src/model.h."""
 
@@ -52,18 +64,25 @@ class BatchStruct(ctypes.Structure):
     _fields_ = (
         ("tokens", c_int32),
         ("requests", c_int32),
+        ("groups", c_int32),
+        ("rank_pairs", c_int32),
         *(
             (name, c_void_p)
             for name in (
                 *("residual", "positions", "slots", "starts", "block_tables", "table_starts", "widths"),
+                *("group_ends", "group_deltas"),
             )
         ),
     )
 
     @classmethod
-    def of(cls, num_tokens: int, num_requests: int, **tensors: torch.Tensor) -> "BatchStruct":
+    def of(
+        cls, num_tokens: int, num_requests: int, *, rank_pairs: int = 0, **tensors: torch.Tensor
+    ) -> "BatchStruct":
         """Of contiguous tensors by field, which live as long as the structure."""
-        struct = cls(num_tokens, num_requests, **{name: t.data_ptr() for name, t in tensors.items()})
+        groups = len(tensors["group_ends"]) if "group_ends" in tensors else 0
+        pointers = {name: tensor.data_ptr() for name, tensor in tensors.items()}
+        struct = cls(num_tokens, num_requests, groups, rank_pairs, **pointers)
         struct._tensors = tensors
         return struct
 
@@ -92,7 +111,7 @@ class KernelLibrary:
         self.unpack_rows = function(
             "unpack_rows", c_void_p, c_int64, c_void_p, c_int64, c_int64, c_void_p, c_int
         )
-        self.workspace_bytes = function("workspace_bytes", model, c_int, c_int, c_int, returns=c_int64)
+        self.workspace_bytes = function("workspace_bytes", model, *[c_int] * 4, returns=c_int64)
         self.attention_block = function("attention_block", model, layer, batch, c_void_p, c_int)
         self.mlp_block = function("mlp_block", model, layer, batch, c_void_p, c_int)
         self.forward = function("forward", model, layer, c_int, batch, c_void_p, c_int)

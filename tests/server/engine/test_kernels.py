@@ -79,7 +79,7 @@ class Case:
         self.struct = layer_struct(self.layer, self.kv, self.window)
 
     def workspace(self, num_tokens: int, threads: int) -> torch.Tensor:
-        size = self.library.workspace_bytes(self.model, num_tokens, self.layer.neurons, threads)
+        size = self.library.workspace_bytes(self.model, num_tokens, self.layer.neurons, 0, threads)
         return torch.empty(size, dtype=torch.uint8)
 
     def normed(self, x: torch.Tensor) -> torch.Tensor:

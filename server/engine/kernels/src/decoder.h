@@ -14,17 +14,19 @@ struct Scratch {
   PackedRows normed;      // [tokens] of hidden / 2 pairs
   PackedRows attended;    // [tokens] of heads * head_dim / 2
   PackedRows neurons;     // [tokens] of as many neurons as any layer holds / 2
+  PackedRows inner;       // [tokens] of the largest rank of a delta / 2
   Bfloat16* qkv;          // [tokens][(heads + 2 kv_heads) head_dim]
   Partial* partials;      // [threads][2]
   float* sums;            // [threads][tokens][32]
 
-  Scratch(Workspace& memory, const Model& model, int tokens, int neurons_held, int threads) {
+  Scratch(Workspace& memory, const Model& model, int tokens, int neurons_held, int rank_pairs, int threads) {
     const auto rows = [&](int columns) {
       return PackedRows{memory.take<Pair>(static_cast<size_t>(tokens) * columns / 2), columns / 2};
     };
     normed = rows(model.hidden);
     attended = rows(model.heads * model.head_dim);
     neurons = rows(neurons_held);
+    inner = rows(2 * rank_pairs);
     qkv = memory.take<Bfloat16>(static_cast<size_t>(tokens) * model.qkv_columns());
     sums = memory.take<float>(static_cast<size_t>(threads) * tokens * kPanel);
     partials = memory.take<Partial>(2 * static_cast<size_t>(threads));
@@ -34,14 +36,29 @@ struct Scratch {
   }
 };
 
-// residual += attention(norm(residual)). `tiles`: of the tokens, regardless of widths.
-inline void attention_block(const Team& team, const Model& model, const Layer& layer, const Batch& batch,
+// What the batch's deltas add to a linear map of layer `index`; computes `inner`, which is ready when this returns.
+inline MapDeltas deltas_of(const Team& team, const Batch& batch, int index, LowRank LayerDelta::*map,
+                           const PackedRows& rows, int row_pairs, const RowTiles& tiles, bool prefix,
+                           const Scratch& scratch, float* sums) {
+  const MapDeltas deltas{&batch, index, map, scratch.inner};
+  if (deltas.any()) {
+    multiply_inner(team, deltas, rows, row_pairs, tiles, prefix, sums);
+    team.barrier();
+  }
+  return deltas;
+}
+
+// residual += attention(norm(residual)) of layer `index`. `tiles`: of the tokens, regardless of widths.
+inline void attention_block(const Team& team, const Model& model, const Layer& layer, const Batch& batch, int index,
                             const RowTiles& tiles, const Scratch& scratch) {
   float* sums = scratch.sums + static_cast<size_t>(team.id) * batch.tokens * kPanel;
+  const int hidden_pairs = model.hidden / 2, attended_pairs = model.heads * model.head_dim / 2;
   rms_norm(team, batch.residual, nullptr, layer.input_norm, model.hidden, model.eps, tiles, scratch.normed);
   team.barrier();
-  multiply_panels(team, layer.qkv, model.hidden / 2, scratch.normed, tiles, false,
-                  {scratch.qkv, model.qkv_columns(), Output::kBfloat16, layer.qkv_bias}, sums);
+  const MapDeltas to_qkv = deltas_of(team, batch, index, &LayerDelta::qkv, scratch.normed, hidden_pairs, tiles, false,
+                                     scratch, sums);
+  multiply_panels(team, layer.qkv, hidden_pairs, scratch.normed, tiles, false,
+                  {scratch.qkv, model.qkv_columns(), Output::kBfloat16, layer.qkv_bias}, sums, to_qkv);
   team.barrier();
   rotate_and_cache(team, model, layer, batch, scratch.qkv);
   team.barrier();
@@ -52,23 +69,29 @@ inline void attention_block(const Team& team, const Model& model, const Layer& l
       merge_attention(model, layer, batch, tiles, scratch.attended, scratch.partials, team.count);
     team.barrier();
   }
-  multiply_panels(team, layer.output, model.heads * model.head_dim / 2, scratch.attended, tiles, false,
-                  {batch.residual, model.hidden, Output::kAddFloat32, layer.output_bias}, sums);
+  const MapDeltas to_output = deltas_of(team, batch, index, &LayerDelta::output, scratch.attended, attended_pairs,
+                                        tiles, false, scratch, sums);
+  multiply_panels(team, layer.output, attended_pairs, scratch.attended, tiles, false,
+                  {batch.residual, model.hidden, Output::kAddFloat32, layer.output_bias}, sums, to_output);
   team.barrier();
 }
 
-// residual += mlp(norm(residual)). widths: [tokens], of this layer.
-inline void mlp_block(const Team& team, const Model& model, const Layer& layer, const Batch& batch,
+// residual += mlp(norm(residual)) of layer `index`. widths: [tokens], of this layer.
+inline void mlp_block(const Team& team, const Model& model, const Layer& layer, const Batch& batch, int index,
                       const int32_t* widths, const Scratch& scratch) {
-  const RowTiles tiles = make_tiles(batch.tokens, widths);
+  const RowTiles tiles = make_tiles(batch.tokens, widths, batch.groups, batch.group_ends);
+  float* sums = scratch.sums + static_cast<size_t>(team.id) * batch.tokens * kPanel;
   rms_norm(team, batch.residual, nullptr, layer.mlp_norm, model.hidden, model.eps, tiles, scratch.normed);
   team.barrier();
   const PackedRows neurons{scratch.neurons.data, layer.neurons / 2};
-  gate_up(team, layer.gate_up, scratch.normed, tiles, widths, neurons);
+  const MapDeltas to_neurons = deltas_of(team, batch, index, &LayerDelta::gate_up, scratch.normed, model.hidden / 2,
+                                         tiles, false, scratch, sums);
+  gate_up(team, layer.gate_up, scratch.normed, tiles, widths, neurons, to_neurons);
   team.barrier();
+  const MapDeltas to_down =
+      deltas_of(team, batch, index, &LayerDelta::down, neurons, layer.neurons / 2, tiles, true, scratch, sums);
   multiply_panels(team, layer.down, layer.neurons / 2, neurons, tiles, true,
-                  {batch.residual, model.hidden, Output::kAddFloat32, nullptr},
-                  scratch.sums + static_cast<size_t>(team.id) * batch.tokens * kPanel);
+                  {batch.residual, model.hidden, Output::kAddFloat32, nullptr}, sums, to_down);
   team.barrier();
 }
 

@@ -54,10 +54,11 @@ SECATEUR_EXPORT void secateur_unpack_rows(const Bfloat16* panels, int64_t pairs,
   }
 }
 
-// Bytes that the functions below work in. `neurons`: the most that any layer holds.
-SECATEUR_EXPORT int64_t secateur_workspace_bytes(const Model* model, int tokens, int neurons, int threads) {
+// Bytes that the functions below work in. `neurons`: the most that any layer holds; `rank_pairs`: as in Batch.
+SECATEUR_EXPORT int64_t secateur_workspace_bytes(const Model* model, int tokens, int neurons, int rank_pairs,
+                                                 int threads) {
   Workspace memory(nullptr);
-  Scratch(memory, *model, tokens, neurons, threads);
+  Scratch(memory, *model, tokens, neurons, rank_pairs, threads);
   return static_cast<int64_t>(memory.used());
 }
 
@@ -65,19 +66,19 @@ SECATEUR_EXPORT int64_t secateur_workspace_bytes(const Model* model, int tokens,
 SECATEUR_EXPORT void secateur_attention_block(const Model* model, const Layer* layer, const Batch* batch,
                                               void* workspace, int threads) {
   Workspace memory(workspace);
-  const Scratch scratch(memory, *model, batch->tokens, layer->neurons, threads);
-  const RowTiles tiles = make_tiles(batch->tokens, nullptr);
+  const Scratch scratch(memory, *model, batch->tokens, layer->neurons, batch->rank_pairs, threads);
+  const RowTiles tiles = make_tiles(batch->tokens, nullptr, batch->groups, batch->group_ends);
 #pragma omp parallel num_threads(threads)
-  attention_block(Team::current(), *model, *layer, *batch, tiles, scratch);
+  attention_block(Team::current(), *model, *layer, *batch, 0, tiles, scratch);
 }
 
 // One layer's MLP: residual += mlp(norm(residual)), at the first layer's widths in `batch`.
 SECATEUR_EXPORT void secateur_mlp_block(const Model* model, const Layer* layer, const Batch* batch, void* workspace,
                                         int threads) {
   Workspace memory(workspace);
-  const Scratch scratch(memory, *model, batch->tokens, layer->neurons, threads);
+  const Scratch scratch(memory, *model, batch->tokens, layer->neurons, batch->rank_pairs, threads);
 #pragma omp parallel num_threads(threads)
-  mlp_block(Team::current(), *model, *layer, *batch, batch->widths, scratch);
+  mlp_block(Team::current(), *model, *layer, *batch, 0, batch->widths, scratch);
 }
 
 // All layers in one call, so that a step asks for Python's lock once.
@@ -86,14 +87,14 @@ SECATEUR_EXPORT void secateur_forward(const Model* model, const Layer* layers, i
   int neurons = 0;
   for (int i = 0; i < num_layers; ++i) neurons = std::max(neurons, layers[i].neurons);
   Workspace memory(workspace);
-  const Scratch scratch(memory, *model, batch->tokens, neurons, threads);
-  const RowTiles tiles = make_tiles(batch->tokens, nullptr);
+  const Scratch scratch(memory, *model, batch->tokens, neurons, batch->rank_pairs, threads);
+  const RowTiles tiles = make_tiles(batch->tokens, nullptr, batch->groups, batch->group_ends);
 #pragma omp parallel num_threads(threads)
   {
     const Team team = Team::current();
     for (int i = 0; i < num_layers; ++i) {
-      attention_block(team, *model, layers[i], *batch, tiles, scratch);
-      mlp_block(team, *model, layers[i], *batch, batch->widths + static_cast<size_t>(i) * batch->tokens, scratch);
+      attention_block(team, *model, layers[i], *batch, i, tiles, scratch);
+      mlp_block(team, *model, layers[i], *batch, i, batch->widths + static_cast<size_t>(i) * batch->tokens, scratch);
     }
   }
 }
@@ -103,7 +104,7 @@ SECATEUR_EXPORT void secateur_head(const Model* model, const float* residual, co
                                    const float* norm, const Pair* head, int outputs, float* logits, void* workspace,
                                    int threads) {
   Workspace memory(workspace);
-  const Scratch scratch(memory, *model, count, 0, threads);
+  const Scratch scratch(memory, *model, count, 0, 0, threads);
   const RowTiles tiles = make_tiles(count, nullptr);
 #pragma omp parallel num_threads(threads)
   {

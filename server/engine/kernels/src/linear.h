@@ -5,6 +5,7 @@
 
 #pragma once
 
+#include "model.h"
 #include "tiles.h"
 
 namespace secateur {
@@ -71,12 +72,59 @@ SECATEUR_INLINE Prefetch prefetch_for(const void* weights, long bytes, int index
   return {base + bytes + bytes * index / count, nullptr, 2 * 64 / count};
 }
 
+// What the deltas of a step add to one linear map of one layer. By default nothing.
+struct MapDeltas {
+  const Batch* batch = nullptr;
+  int layer = 0;
+  LowRank LayerDelta::*map = nullptr;
+  PackedRows inner = {};  // A x of the tiles that have a delta, [tokens] of rank_pairs
+
+  bool any() const { return batch && batch->groups; }
+
+  // The matrices for a tile's rows, or null.
+  const LowRank* of(const RowTile& tile) const {
+    const LayerDelta* layers = any() ? batch->group_deltas[tile.group] : nullptr;
+    if (!layers || !(layers[layer].*map).a) return nullptr;
+    return &(layers[layer].*map);
+  }
+};
+
+// First half of the deltas: inner = A x, for the tiles that have one. A thread has some of all their panels.
+//
+// row_pairs: of `rows` that are summed over; a tile's first 8 * blocks where `prefix`.
+// sums: this thread's, [rows][32].
+inline void multiply_inner(const Team& team, const MapDeltas& deltas, const PackedRows& rows, int row_pairs,
+                           const RowTiles& tiles, bool prefix, float* sums) {
+  long panels = 0;
+  for (const RowTile& tile : tiles)
+    if (const LowRank* delta = deltas.of(tile)) panels += delta->pairs / kLanes;
+  long before = 0;  // panels of the tiles before this one
+  for (const RowTile& tile : tiles) {
+    const LowRank* delta = deltas.of(tile);
+    if (!delta) continue;
+    const int pairs = prefix ? tile.blocks * 8 : row_pairs;
+    const int own = static_cast<int>(delta->pairs / kLanes);
+    const int begin = std::max<int>(0, team.begin(panels) - before), end = std::min<int>(own, team.end(panels) - before);
+    for (int panel = begin; panel < end; ++panel) {
+      const Pair* weights = delta->a + static_cast<size_t>(panel) * pairs * kPanel;
+      for_rows<AddPiece>(tile.rows)(weights, rows.tile(tile), pairs, sums, true, prefetch_for(weights, 0, 0, 1), true);
+      for (int row = 0; row < tile.rows; ++row)
+        for (int half = 0; half < 2; ++half)
+          store_packed(_mm512_load_ps(sums + row * kPanel + half * kLanes), deltas.inner.tile(tile), tile.rows, row,
+                       panel * kLanes + half * kLanes / 2);
+    }
+    before += own;
+  }
+}
+
 // The team multiplies `rows` with all panels of `weights`; a thread has some of the panels.
 //
 // weights: [panels][weight_pairs][32]. A tile sums over its first 8 * blocks pairs where `prefix`, else over all.
 // sums: this thread's, [rows][32].
+// deltas: with `inner` computed.
 inline void multiply_panels(const Team& team, const Pair* weights, int weight_pairs, const PackedRows& rows,
-                            const RowTiles& tiles, bool prefix, const Destination& to, float* sums) {
+                            const RowTiles& tiles, bool prefix, const Destination& to, float* sums,
+                            const MapDeltas& deltas = {}) {
   const int panels = (to.columns + kPanel - 1) / kPanel;
   const auto depth = [&](const RowTile& tile) { return prefix ? tile.blocks * 8 : weight_pairs; };
   const int longest = depth(tiles.front());
@@ -96,6 +144,15 @@ inline void multiply_panels(const Team& team, const Pair* weights, int weight_pa
         for_rows<AddPiece>(tile.rows)(from, rows.tile(tile) + static_cast<size_t>(begin) * tile.rows, pairs,
                                       sums + tile.first * kPanel, begin == 0, prefetch_for(from, bytes, t, active),
                                       active == 1);
+      }
+    }
+    if (deltas.any()) {
+      for (const RowTile& tile : tiles) {
+        const LowRank* delta = deltas.of(tile);
+        if (!delta) continue;
+        const Pair* from = delta->b + panel * delta->pairs * kPanel;
+        for_rows<AddPiece>(tile.rows)(from, deltas.inner.tile(tile), static_cast<int>(delta->pairs),
+                                      sums + tile.first * kPanel, false, prefetch_for(from, 0, 0, 1), false);
       }
     }
     for (const RowTile& tile : tiles)

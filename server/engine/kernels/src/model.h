@@ -46,9 +46,24 @@ struct Layer {
   int32_t window;   // tokens that a token sees, itself included; 0 for all
 };
 
+// What a delta adds to a linear map: y += B (A x). Both are packed as the map's own matrix is, the rank padded with
+// zeros to whole panels. `a` is null where the delta has nothing for the map.
+struct LowRank {
+  const Pair* a;  // [2 pairs / 32][inputs / 2][32]
+  const Pair* b;  // [outputs / 32][pairs][32]; of gate and up [neurons / 16][pairs][gate 16 | up 16]
+  int64_t pairs;  // of the rank, a multiple of 16
+};
+
+// A delta's part of one layer.
+struct LayerDelta {
+  LowRank qkv, output, gate_up, down;
+};
+
 // One step's tokens, widest variant first; the tokens of a request are neighbours, in order.
 struct Batch {
   int32_t tokens, requests;
+  int32_t groups;      // of neighbouring tokens that have the same delta, or none; 0 where no token has one
+  int32_t rank_pairs;  // the most of any delta
   float* residual;              // [tokens][hidden], the stream that every layer adds to
   const int32_t* positions;     // [tokens]
   const int32_t* slots;         // [tokens] block * block_size + offset: where a token's KV is kept
@@ -56,6 +71,8 @@ struct Batch {
   const int32_t* block_tables;  // of all requests, one after the other
   const int32_t* table_starts;  // [requests] where each one's begins
   const int32_t* widths;        // [layers][tokens] neurons that serve a token, never growing along the tokens
+  const int32_t* group_ends;    // [groups] where each ends
+  const LayerDelta* const* group_deltas;  // [groups] the layers of each one's delta, null where it has none
 };
 
 }  // namespace secateur

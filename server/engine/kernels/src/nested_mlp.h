@@ -10,17 +10,21 @@
 
 namespace secateur {
 
-// 16 neurons for the rows of a tile: `neurons` gets 8 pairs a row, [8][R], zero from a row's width on.
+// 16 neurons for the rows of a tile: `neurons` gets 8 pairs a row, [8][R], zero from a row's width on. `delta`, where
+// there is one, multiplies `inner`, [delta_pairs][R].
 template <int R>
 struct GateUp {
   static void run(const Pair* panel, const Pair* rows, int pairs, const int32_t* widths, int first_neuron,
-                  Pair* neurons, Prefetch prefetch, bool alone) {
+                  Pair* neurons, Prefetch prefetch, bool alone, const Pair* delta, const Pair* inner,
+                  int delta_pairs) {
     __m512 s[R][2];
     set_zero(s);
     if (alone)
       multiply_add<R, 2>(panel, panel + kLanes, kPanel, rows, pairs, s, prefetch);
     else
       multiply_add<R, 1>(panel, panel + kLanes, kPanel, rows, pairs, s, prefetch);
+    if (delta)
+      multiply_add<R, 1>(delta, delta + kLanes, kPanel, inner, delta_pairs, s, prefetch_for(delta, 0, 0, 1));
     SECATEUR_UNROLL
     for (int i = 0; i < R; ++i) {
       const __mmask16 kept = first_lanes(widths[i] - first_neuron);
@@ -53,9 +57,10 @@ inline BlockRange share_blocks(const Team& team, const RowTiles& tiles) {
   return {first_at(cost[blocks] * team.id / team.count), first_at(cost[blocks] * (team.id + 1) / team.count)};
 }
 
-// First half. `x`: packed rows of hidden / 2 pairs; `neurons`: packed rows of as many pairs as neurons are held / 2.
+// First half. `x`: packed rows of hidden / 2 pairs; `neurons`: packed rows of as many pairs as neurons are held / 2;
+// `deltas`: with `inner` computed.
 inline void gate_up(const Team& team, const Pair* weights, const PackedRows& x, const RowTiles& tiles,
-                    const int32_t* widths, const PackedRows& neurons) {
+                    const int32_t* widths, const PackedRows& neurons, const MapDeltas& deltas) {
   const BlockRange blocks = share_blocks(team, tiles);
   const size_t panel_pairs = static_cast<size_t>(x.pairs) * kPanel;
   int active = static_cast<int>(tiles.size());
@@ -65,9 +70,12 @@ inline void gate_up(const Team& team, const Pair* weights, const PackedRows& x, 
     for (int t = 0; t < active; ++t) {
       const RowTile& tile = tiles[t];
       const Prefetch prefetch = prefetch_for(panel, panel_pairs * sizeof(Pair), t, active);
+      const LowRank* delta = deltas.of(tile);
       for_rows<GateUp>(tile.rows)(panel, x.tile(tile), x.pairs, widths + tile.first, block * kLanes,
                                   neurons.tile(tile) + static_cast<size_t>(block) * 8 * tile.rows, prefetch,
-                                  active == 1);
+                                  active == 1, delta ? delta->b + block * delta->pairs * kPanel : nullptr,
+                                  delta ? deltas.inner.tile(tile) : nullptr,
+                                  delta ? static_cast<int>(delta->pairs) : 0);
     }
   }
 }

@@ -29,11 +29,13 @@ struct Team {
   int end(long total) const { return static_cast<int>(total * (id + 1) / count); }
 };
 
-// Rows [first, first + rows), and how many 16-wide blocks of neurons the widest of them takes part in.
+// Rows [first, first + rows), all of one group, and how many 16-wide blocks of neurons the widest of them takes part
+// in.
 struct RowTile {
   int first;
   int rows;
   int blocks;
+  int group;
 };
 
 using RowTiles = std::vector<RowTile>;
@@ -45,20 +47,25 @@ inline int tile_cost(int rows) { return std::max(rows, 5) + 1; }
 // Cuts rows, widest first, into tiles so that the sum of (widest row of a tile) x tile_cost is least.
 //
 // widths: [count], never growing; null where all rows are equal.
-inline RowTiles make_tiles(int count, const int32_t* widths) {
+// group_ends: [groups] where each group of rows ends; no tile reaches over such a place. Without groups all rows are
+// one.
+inline RowTiles make_tiles(int count, const int32_t* widths, int groups = 0, const int32_t* group_ends = nullptr) {
   const auto width = [widths](int row) { return widths ? widths[row] : 1; };
   std::vector<float> least(count + 1, 0.f);  // cost of the rows before this one
   std::vector<int> first(count + 1, 0);      // where the tile that ends here begins
-  for (int end = 1; end <= count; ++end) {
+  std::vector<int> group_of(count + 1, 0);   // of the tile that ends here
+  for (int end = 1, group = 0, start = 0; end <= count; ++end) {
+    if (groups && end > group_ends[group]) start = group_ends[group++];
+    group_of[end] = group;
     least[end] = __builtin_inff();
-    for (int begin = std::max(0, end - kMaxRows); begin < end; ++begin) {
+    for (int begin = std::max(start, end - kMaxRows); begin < end; ++begin) {
       const float cost = least[begin] + static_cast<float>(width(begin)) * tile_cost(end - begin);
       if (cost < least[end]) least[end] = cost, first[end] = begin;
     }
   }
   RowTiles tiles;
   for (int end = count; end > 0; end = first[end])
-    tiles.push_back({first[end], end - first[end], (width(first[end]) + kLanes - 1) / kLanes});
+    tiles.push_back({first[end], end - first[end], (width(first[end]) + kLanes - 1) / kLanes, group_of[end]});
   std::reverse(tiles.begin(), tiles.end());
   return tiles;
 }
