@@ -1,15 +1,16 @@
-"""Cuts the MLPs of a loaded transformers model down to a variant's widths, physically.
+"""Cuts the MLPs of a loaded transformers model down to a variant's widths, physically, and merges deltas.
 
 The reference that served variants, which are views, and exports are compared with.
 """
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from pruning.activations import mlps
+from pruning.delta import Delta
 from pruning.errors import ProfileError
 from pruning.ranking import Ranking
 
@@ -36,6 +37,18 @@ def slice_model(model: "PreTrainedModel", ranking: Ranking, widths: Sequence[int
         mlp.intermediate_size = width
     if len(set(widths)) == 1:
         model.config.intermediate_size = widths[0]
+    return model
+
+
+def merge_delta(model: "PreTrainedModel", delta: Delta) -> "PreTrainedModel":
+    """Adds B A to the weights of a model that was cut to the delta's widths. Changes it in place."""
+    layers = cast("Any", model).model.layers
+    for layer, maps in zip(layers, delta.layers, strict=True):
+        for projection, low_rank in maps.items():
+            part = layer.mlp if hasattr(layer.mlp, projection) else layer.self_attn
+            weight = getattr(part, projection).weight
+            with torch.no_grad():
+                weight.copy_(weight.float() + low_rank.product().to(weight.device))
     return model
 
 

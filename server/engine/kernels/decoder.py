@@ -4,7 +4,6 @@ Activations and KV are bfloat16, sums and the residual stream float32. Takes the
 agrees with it up to rounding.
 """
 
-import ctypes
 from collections.abc import Sequence
 
 import numpy as np
@@ -206,7 +205,7 @@ def _delta_groups(deltas: Sequence[DeltaRows], num_tokens: int) -> dict[str, tor
 
     for rows in deltas:
         close(rows.start, 0)
-        close(rows.stop, ctypes.addressof(_packed(rows).structs))
+        close(rows.stop, _packed(rows).address)
     if not ends:
         return {}
     close(num_tokens, 0)

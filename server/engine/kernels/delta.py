@@ -27,6 +27,11 @@ class PackedDelta:
     structs: "ctypes.Array[LayerDeltaStruct]"
     tensors: tuple[torch.Tensor, ...] = field(repr=False)
 
+    @property
+    def address(self) -> int:
+        """Of the first layer's struct."""
+        return ctypes.addressof(self.structs)
+
 
 def pack_delta(library: KernelLibrary, delta: Delta, qkv_rows: tuple[int, int, int]) -> PackedDelta:
     """`qkv_rows`: outputs of the query, key and value projections."""
