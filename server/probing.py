@@ -29,8 +29,8 @@ logger = logging.getLogger(__name__)
 
 # Until the first step has been timed: on an idle server probes are all there is to time.
 UNMEASURED_TOKENS_PER_SECOND = 100.0
-# Saved up while users queue. Longer than a slow model takes for one token of the budget's share.
-SAVED_SECONDS = 60.0
+# Saved up while users queue; no less, or the share of a slow model would never come to a whole token.
+SAVED_SECONDS = 20.0
 
 _ENDS: Mapping[FinishReason, AnswerEnd] = {
     FinishReason.STOP: "stop",
@@ -102,6 +102,9 @@ class ProbesOff:
 
     reason: str
 
+    def __str__(self) -> str:
+        return f"not probed: {self.reason}"
+
 
 class Probing:
     """The prober of a serving process; a `server.variants.EvidenceSource`.
@@ -149,6 +152,10 @@ class Probing:
             on_verdict=lambda variant, before, after, grounds: on_verdict(variant, after),
         )
         self._prober.load()
+
+    def __str__(self) -> str:
+        pace = f"{100 * self.budget:g}% of the engine at most" if self.budget else "only when asked for"
+        return f"probed with {self.task.name} ({pace}), held to {100 * self.criterion.tolerance:g} points"
 
     @property
     def reference(self) -> str:

@@ -71,7 +71,7 @@ def serve(settings: ServeSettings) -> None:
             service.generations,
             settings.shutdown_timeout_seconds,
             on_drain=service.drain,
-            on_started=lambda: print(_summary(settings, loaded, listener), flush=True),
+            on_started=lambda: print(_summary(settings, loaded, service.probing, listener), flush=True),
         )
         server.run(sockets=[listener])
 
@@ -281,7 +281,9 @@ def _check_default(settings: ServeSettings, margin: SafeMargin) -> None:
         )
 
 
-def _summary(settings: ServeSettings, loaded: LoadedModel, listener: socket.socket) -> str:
+def _summary(
+    settings: ServeSettings, loaded: LoadedModel, probing: Probing | ProbesOff, listener: socket.socket
+) -> str:
     engine, registry, margin = loaded.engine, loaded.registry, loaded.margin
     host, port = listener.getsockname()[:2]
     url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
@@ -306,6 +308,7 @@ def _summary(settings: ServeSettings, loaded: LoadedModel, listener: socket.sock
         *(_summary_row(status) for status in statuses),
         "",
         f"safe up to {margin.sparsity:g}: {margin.source}",
+        str(probing),
         f"{config.device}, {config.dtype}, {torch.get_num_threads()} threads; all variants share "
         f"{engine.weight_bytes / 1e6:.2f} MB of weights; KV cache {engine.kv_bytes / 2**30:.2f} GiB",
         "",

@@ -1,0 +1,73 @@
+"""`python -m bench.probes`: what users pay for probes. W2 with them against W2 without, in one run.
+
+A probe's items come in lots, so each figure is the mean over several W2 in a row; look at the spread as well.
+"""
+
+import argparse
+import asyncio
+import json
+import sys
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import httpx
+from tokenizers import Tokenizer
+
+from bench import measure
+from bench.client import BenchError
+from bench.compare import Contender, compare, contender
+from bench.environment import provenance
+from bench.gateway import sample
+from bench.servers import run_to_end, secateur
+from bench.workloads import CONCURRENCY, Workloads
+
+REPEATS = 6  # of W2 in a row, for one figure
+LOGS = Path("~/.cache/secateur/bench-logs").expanduser()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m bench.probes", description=__doc__)
+    parser.add_argument("--model", type=Path, default=Path("~/.cache/reference-models/coder-0.5b"))
+    parser.add_argument("--budget", type=float, default=0.02, help="of the probes (default: %(default)s)")
+    parser.add_argument("--rounds", type=int, default=3, help="of each (default: %(default)s)")
+    parser.add_argument("--out", type=Path, help="write the JSON here too")
+    arguments = parser.parse_args()
+    try:
+        result = run_to_end(run(arguments))
+    except (BenchError, httpx.HTTPError, asyncio.CancelledError) as error:
+        sys.exit(f"bench: {str(error) or 'ended by a signal'}")
+    text = json.dumps(result, indent=1)
+    if arguments.out:
+        arguments.out.write_text(text + "\n", encoding="utf-8")
+    print(text)
+
+
+async def run(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Everything that was measured, as JSON. Raises BenchError where a server fails."""
+    model = arguments.model.expanduser()
+    workloads = Workloads(Tokenizer.from_file(str(model / "tokenizer.json")), seed=0)
+    options = ["--sparsities", "0,0.1,0.2,0.35", "--allow-unsafe", "--max-num-seqs", str(CONCURRENCY)]
+    plain = secateur(model, options)
+    probed = secateur(model, [*options, "--probe-budget", str(arguments.budget)])
+    async with (
+        contender("without", [plain], workloads, LOGS) as without,
+        contender("with", [probed], workloads, LOGS) as with_probes,
+    ):
+        for each in (without, with_probes):
+            await measure.warm_up(each.clients, each.workloads)
+        compared = await compare([without, with_probes], {"W2": _batches}, arguments.rounds)
+    return {**provenance(), "model": model.name, "budget": arguments.budget, **compared}
+
+
+async def _batches(c: Contender) -> measure.Figures:
+    [server] = c.servers
+    before = await sample(server.url, "secateur_background_tokens_total")
+    figures = [await measure.batch(c.clients, c.workloads, (0.0,)) for _ in range(REPEATS)]
+    background = await sample(server.url, "secateur_background_tokens_total") - before
+    means = {name: fmean(each[name] for each in figures) for name in figures[0]}
+    return {**means, "background_tokens": background}
+
+
+if __name__ == "__main__":
+    main()
