@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from pruning.batches import IGNORED_LABEL, TokenBatch
-from pruning.profile import PromptMoments, TokenMoments
+from pruning.profile import SequenceMoments, TokenMoments
 
 if TYPE_CHECKING:  # takes a second and 80 MB to import; who has a model has done it
     from transformers import PreTrainedModel
@@ -27,15 +27,16 @@ class MomentSums:
     def __init__(self, num_layers: int, num_neurons: int) -> None:
         # [prompt or answer; h, |h| or h²; layers; neurons]
         self._sums = torch.zeros(2, 3, num_layers, num_neurons, dtype=torch.float64)
-        self._per_prompt = torch.zeros(2, num_layers, num_neurons, dtype=torch.float64)
+        # [prompt or answer; m or m², where m is a sequence's mean |h|; layers; neurons]
+        self._per_sequence = torch.zeros(2, 2, num_layers, num_neurons, dtype=torch.float64)
         self._tokens = [0, 0]
-        self._prompts = 0
+        self._sequences = [0, 0]
 
     def count(self, batch: TokenBatch) -> None:
-        """Counts a batch's tokens and prompts, once for all layers."""
-        self._tokens[0] += int(batch.prompt_mask.sum())
-        self._tokens[1] += int(batch.answer_mask.sum())
-        self._prompts += len(batch.input_ids)
+        """Counts a batch's tokens and sequences, once for all layers."""
+        for part, mask in enumerate((batch.prompt_mask, batch.answer_mask)):
+            self._tokens[part] += int(mask.sum())
+            self._sequences[part] += int(mask.any(dim=1).sum())
 
     def add(self, layer: int, h: Tensor, batch: TokenBatch) -> None:
         """Adds one layer's h [sequences, tokens, neurons]; padding is left out."""
@@ -44,10 +45,11 @@ class MomentSums:
             kept = h[mask]  # [tokens of this part, neurons]
             for moment, values in enumerate((kept, kept.abs(), kept.square())):
                 self._sums[part, moment, layer] += values.sum(dim=0).cpu()
-        masked = h.abs() * batch.prompt_mask.unsqueeze(-1)
-        means = masked.sum(dim=1) / batch.prompt_mask.sum(dim=1, keepdim=True)  # [sequences, neurons]
-        self._per_prompt[0, layer] += means.sum(dim=0).cpu()
-        self._per_prompt[1, layer] += means.square().sum(dim=0).cpu()
+            # A part without tokens, such as no answer, adds zero and is not counted.
+            tokens = mask.sum(dim=1, keepdim=True).clamp(min=1)
+            means = (h.abs() * mask.unsqueeze(-1)).sum(dim=1) / tokens  # [sequences, neurons]
+            self._per_sequence[part, 0, layer] += means.sum(dim=0).cpu()
+            self._per_sequence[part, 1, layer] += means.square().sum(dim=0).cpu()
 
     @property
     def prompt(self) -> TokenMoments:
@@ -58,8 +60,25 @@ class MomentSums:
         return TokenMoments(self._tokens[1], *self._sums[1])
 
     @property
-    def per_prompt(self) -> PromptMoments:
-        return PromptMoments(self._prompts, *self._per_prompt)
+    def per_prompt(self) -> SequenceMoments:
+        return SequenceMoments(self._sequences[0], *self._per_sequence[0])
+
+    @property
+    def per_answer(self) -> SequenceMoments:
+        return SequenceMoments(self._sequences[1], *self._per_sequence[1])
+
+
+class TaylorSums:
+    """Running sums over all tokens of |h ∂L/∂h| and its square; float64 [layers, neurons] each."""
+
+    def __init__(self, num_layers: int, num_neurons: int) -> None:
+        self.abs_sum = torch.zeros(num_layers, num_neurons, dtype=torch.float64)
+        self.sq_sum = torch.zeros_like(self.abs_sum)
+
+    def add(self, layer: int, change: Tensor) -> None:
+        """Adds one layer's h ∂L/∂h [sequences, tokens, neurons]; zero where there is padding."""
+        self.abs_sum[layer] += change.abs().sum(dim=(0, 1)).cpu()
+        self.sq_sum[layer] += change.square().sum(dim=(0, 1)).cpu()
 
 
 def add_moments(model: "PreTrainedModel", batch: TokenBatch, sums: MomentSums) -> None:
@@ -70,15 +89,12 @@ def add_moments(model: "PreTrainedModel", batch: TokenBatch, sums: MomentSums) -
 
 
 def add_moments_and_gradients(
-    model: "PreTrainedModel", batch: TokenBatch, sums: MomentSums, taylor_sq_sum: Tensor
+    model: "PreTrainedModel", batch: TokenBatch, sums: MomentSums, taylor: TaylorSums
 ) -> None:
-    """Runs a batch forward and back, and adds its activations to `sums` and (h ∂L/∂h)² to `taylor_sq_sum`.
+    """Runs a batch forward and back, and adds its activations to `sums` and h ∂L/∂h to `taylor`.
 
     L is the negative log-likelihood of each sequence's answer tokens, summed, in nats. Parameters need no
     gradients and get none: only the embedded input requires one, so memory is that of the activations.
-
-    Args:
-        taylor_sq_sum: float64 [layers, neurons], on the CPU; changed in place.
     """
     sums.count(batch)
 
@@ -88,8 +104,7 @@ def add_moments_and_gradients(
 
         def add(gradient: Tensor) -> None:
             # No mask: padding comes after the text, so no loss depends on it and its gradient is zero.
-            change = value.float() * gradient.float()
-            taylor_sq_sum[layer] += change.square().sum(dim=(0, 1)).cpu()
+            taylor.add(layer, value.float() * gradient.float())
 
         h.register_hook(add)  # type: ignore[no-untyped-call]
 

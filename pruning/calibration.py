@@ -19,7 +19,7 @@ import transformers
 from torch import Tensor
 from tqdm import tqdm
 
-from pruning.activations import MomentSums, add_moments, add_moments_and_gradients, weight_norms
+from pruning.activations import MomentSums, TaylorSums, add_moments, add_moments_and_gradients, weight_norms
 from pruning.answers import own_answers, prompt_token_ids
 from pruning.architectures import Architecture
 from pruning.batches import TokenBatch, TokenSequence, grouped, pad_batch
@@ -142,19 +142,18 @@ def _measure(
     progress: bool,
 ) -> SelectivityProfile:
     shape = (architecture.num_layers, architecture.intermediate_size)
-    target_sums, distractor_sums = MomentSums(*shape), MomentSums(*shape)
-    taylor_sq_sum = torch.zeros(shape, dtype=torch.float64)
+    target_sums, distractor_sums, taylor = MomentSums(*shape), MomentSums(*shape), TaylorSums(*shape)
     with tqdm(
         total=len(targets) + len(distractors), desc="activations", unit="sequence", disable=not progress
     ) as bar:
         for batch in _batches(targets, model.device):
-            add_moments_and_gradients(model, batch, target_sums, taylor_sq_sum)
+            add_moments_and_gradients(model, batch, target_sums, taylor)
             bar.update(len(batch.input_ids))
         for batch in _batches(distractors, model.device):
             add_moments(model, batch, distractor_sums)
             bar.update(len(batch.input_ids))
     squares = (target_sums.prompt, target_sums.answer, distractor_sums.prompt)
-    _check_finite(sum((moments.sq_sum for moments in squares), start=taylor_sq_sum), provenance)
+    _check_finite(sum((moments.sq_sum for moments in squares), start=taylor.sq_sum), provenance)
     gate_norm, up_norm, down_norm = weight_norms(model)
     return SelectivityProfile(
         provenance=provenance,
@@ -162,8 +161,10 @@ def _measure(
         target_answer=target_sums.answer,
         distractor_prompt=distractor_sums.prompt,
         target_per_prompt=target_sums.per_prompt,
+        target_per_answer=target_sums.per_answer,
         distractor_per_prompt=distractor_sums.per_prompt,
-        taylor_sq_sum=taylor_sq_sum,
+        taylor_abs_sum=taylor.abs_sum,
+        taylor_sq_sum=taylor.sq_sum,
         gate_norm=gate_norm,
         up_norm=up_norm,
         down_norm=down_norm,

@@ -19,7 +19,7 @@ from torch import Tensor
 from pruning.errors import ProfileError, StaleProfileError
 from pruning.files import write_atomically
 
-FORMAT = 1
+FORMAT = 2
 METADATA_KEY = "secateur_profile"
 SHOWN_DIGITS = 16
 
@@ -35,10 +35,10 @@ class TokenMoments:
 
 
 @dataclass(frozen=True, eq=False)
-class PromptMoments:
-    """Sums over prompts of m, a prompt's mean |h|; each tensor is float64 [layers, neurons]."""
+class SequenceMoments:
+    """Sums over sequences of m, a sequence's mean |h|; each tensor is float64 [layers, neurons]."""
 
-    prompts: int
+    sequences: int
     sum: Tensor  # of m
     sq_sum: Tensor  # of m²
 
@@ -80,8 +80,10 @@ class SelectivityProfile:
         target_prompt, target_answer: over the tokens of the task's prompts, and of the model's own answers.
         distractor_prompt: over the tokens of the distractor prompts.
         target_per_prompt, distractor_per_prompt: over prompt-level means, prompt tokens only.
-        taylor_sq_sum: float64 [layers, neurons], sum of (h ∂L/∂h)² over all tokens of the target sequences,
-            where L is a sequence's negative log-likelihood, summed over its answer tokens.
+        target_per_answer: over answer-level means, of answers that the model is fed a token of.
+        taylor_abs_sum, taylor_sq_sum: float64 [layers, neurons], sums of |h ∂L/∂h| and (h ∂L/∂h)² over all
+            tokens of the target sequences, where L is a sequence's negative log-likelihood, summed over its
+            answer tokens.
         gate_norm, up_norm, down_norm: float64 [layers, neurons], Euclidean norms of a neuron's row of Wg,
             row of Wu and column of Wd.
     """
@@ -90,8 +92,10 @@ class SelectivityProfile:
     target_prompt: TokenMoments
     target_answer: TokenMoments
     distractor_prompt: TokenMoments
-    target_per_prompt: PromptMoments
-    distractor_per_prompt: PromptMoments
+    target_per_prompt: SequenceMoments
+    target_per_answer: SequenceMoments
+    distractor_per_prompt: SequenceMoments
+    taylor_abs_sum: Tensor
     taylor_sq_sum: Tensor
     gate_norm: Tensor
     up_norm: Tensor
@@ -192,8 +196,9 @@ def _counts(profile: SelectivityProfile) -> dict[str, int]:
         "target_prompt": profile.target_prompt.tokens,
         "target_answer": profile.target_answer.tokens,
         "distractor_prompt": profile.distractor_prompt.tokens,
-        "target_per_prompt": profile.target_per_prompt.prompts,
-        "distractor_per_prompt": profile.distractor_per_prompt.prompts,
+        "target_per_prompt": profile.target_per_prompt.sequences,
+        "target_per_answer": profile.target_per_answer.sequences,
+        "distractor_per_prompt": profile.distractor_per_prompt.sequences,
     }
 
 
@@ -202,8 +207,10 @@ def _tensors(profile: SelectivityProfile) -> dict[str, Tensor]:
         **_token_tensors("target_prompt", profile.target_prompt),
         **_token_tensors("target_answer", profile.target_answer),
         **_token_tensors("distractor_prompt", profile.distractor_prompt),
-        **_prompt_tensors("target_per_prompt", profile.target_per_prompt),
-        **_prompt_tensors("distractor_per_prompt", profile.distractor_per_prompt),
+        **_sequence_tensors("target_per_prompt", profile.target_per_prompt),
+        **_sequence_tensors("target_per_answer", profile.target_per_answer),
+        **_sequence_tensors("distractor_per_prompt", profile.distractor_per_prompt),
+        "taylor_abs_sum": profile.taylor_abs_sum,
         "taylor_sq_sum": profile.taylor_sq_sum,
         "gate_norm": profile.gate_norm,
         "up_norm": profile.up_norm,
@@ -219,7 +226,7 @@ def _token_tensors(name: str, moments: TokenMoments) -> dict[str, Tensor]:
     }
 
 
-def _prompt_tensors(name: str, moments: PromptMoments) -> dict[str, Tensor]:
+def _sequence_tensors(name: str, moments: SequenceMoments) -> dict[str, Tensor]:
     return {f"{name}.sum": moments.sum, f"{name}.sq_sum": moments.sq_sum}
 
 
@@ -234,9 +241,9 @@ def _assemble(header: dict[str, Any], tensors: dict[str, Tensor]) -> Selectivity
             sq_sum=tensors[f"{name}.sq_sum"],
         )
 
-    def prompt_moments(name: str) -> PromptMoments:
-        return PromptMoments(
-            prompts=counts[name], sum=tensors[f"{name}.sum"], sq_sum=tensors[f"{name}.sq_sum"]
+    def sequence_moments(name: str) -> SequenceMoments:
+        return SequenceMoments(
+            sequences=counts[name], sum=tensors[f"{name}.sum"], sq_sum=tensors[f"{name}.sq_sum"]
         )
 
     return SelectivityProfile(
@@ -244,8 +251,10 @@ def _assemble(header: dict[str, Any], tensors: dict[str, Tensor]) -> Selectivity
         target_prompt=token_moments("target_prompt"),
         target_answer=token_moments("target_answer"),
         distractor_prompt=token_moments("distractor_prompt"),
-        target_per_prompt=prompt_moments("target_per_prompt"),
-        distractor_per_prompt=prompt_moments("distractor_per_prompt"),
+        target_per_prompt=sequence_moments("target_per_prompt"),
+        target_per_answer=sequence_moments("target_per_answer"),
+        distractor_per_prompt=sequence_moments("distractor_per_prompt"),
+        taylor_abs_sum=tensors["taylor_abs_sum"],
         taylor_sq_sum=tensors["taylor_sq_sum"],
         gate_norm=tensors["gate_norm"],
         up_norm=tensors["up_norm"],

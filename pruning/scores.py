@@ -51,6 +51,17 @@ def taylor2(profile: SelectivityProfile) -> Tensor:
     return profile.taylor_sq_sum / tokens
 
 
+def taylor1(profile: SelectivityProfile) -> Tensor:
+    """E|h ∂L/∂h| over all tokens of the target sequences.
+
+    How far leaving a neuron out moves L, as in `taylor2`, to first order and without regard to the sign. The
+    criterion of Molchanov et al., 2016 (arXiv 1611.06440), per token in place of per feature map.
+    """
+    tokens = profile.target_prompt.tokens + profile.target_answer.tokens
+    _require(tokens, "tokens of target sequences", profile)
+    return profile.taylor_abs_sum / tokens
+
+
 def wanda(profile: SelectivityProfile) -> Tensor:
     """‖W_d column‖ √E[h²] over the tokens of the dense model's own answers.
 
@@ -60,6 +71,45 @@ def wanda(profile: SelectivityProfile) -> Tensor:
     return profile.down_norm * (_mean_square(profile.target_answer, profile)).sqrt()
 
 
+def taylor2_wanda(profile: SelectivityProfile) -> Tensor:
+    """√taylor2 · wanda: what a neuron did to the loss, times what it does to the residual stream."""
+    return taylor2(profile).sqrt() * wanda(profile)
+
+
+def taylor2_mixed(profile: SelectivityProfile) -> Tensor:
+    """taylor2 decides how many neurons each layer keeps, taylor2_wanda which.
+
+    The values of `taylor2` in each layer, dealt out in the order of `taylor2_wanda`: the one compares across
+    layers, the other does not.
+    """
+    values = taylor2(profile).sort(dim=1, descending=True).values
+    order = taylor2_wanda(profile).argsort(dim=1, descending=True, stable=True)
+    return torch.empty_like(values).scatter_(1, order, values)
+
+
+def act_l2(profile: SelectivityProfile) -> Tensor:
+    """√Σ m² over the dense model's own answers, where m is an answer's mean |h|.
+
+    Muralidharan et al., 2024 (Minitron, arXiv 2407.14679): mean over the sequence, L2 norm over the batch;
+    of |h| in place of h, whose signs would cancel.
+    """
+    _require(profile.target_per_answer.sequences, "answers", profile)
+    return profile.target_per_answer.sq_sum.sqrt()
+
+
+def flap(profile: SelectivityProfile) -> Tensor:
+    """Var(h) ‖W_d column‖² over the tokens of the dense model's own answers.
+
+    What is lost where a neuron's mean is kept as a bias: the fluctuation metric of An et al., 2023 (FLAP,
+    arXiv 2312.11983). No such bias is kept here, so a neuron whose output is large but constant is
+    judged too leniently.
+    """
+    answer = profile.target_answer
+    variance = _mean_square(answer, profile) - (answer.sum / answer.tokens).square()
+    # Rounding can take the difference of two nearly equal numbers below zero.
+    return variance.clamp(min=0) * profile.down_norm.square()
+
+
 def selectivity(profile: SelectivityProfile) -> Tensor:
     """(μ_target - μ_distractor) / (σ + 1e-6), equation 2 of arXiv 2604.27115.
 
@@ -67,14 +117,14 @@ def selectivity(profile: SelectivityProfile) -> Tensor:
     means around their common mean, over the prompts of both domains pooled (dividing by their number).
     """
     target, distractor = profile.target_per_prompt, profile.distractor_per_prompt
-    _require(target.prompts, "target prompts", profile)
-    _require(distractor.prompts, "distractor prompts", profile)
-    prompts = target.prompts + distractor.prompts
+    _require(target.sequences, "target prompts", profile)
+    _require(distractor.sequences, "distractor prompts", profile)
+    prompts = target.sequences + distractor.sequences
     mean = (target.sum + distractor.sum) / prompts
     variance = (target.sq_sum + distractor.sq_sum) / prompts - mean.square()
     # Rounding can take the difference of two nearly equal numbers below zero.
     deviation = variance.clamp(min=0).sqrt()
-    difference = target.sum / target.prompts - distractor.sum / distractor.prompts
+    difference = target.sum / target.sequences - distractor.sum / distractor.sequences
     return difference / (deviation + EPSILON)
 
 
@@ -98,7 +148,12 @@ SCORES: Mapping[str, Score] = MappingProxyType(
         score.name: score
         for score in (
             Score("taylor2", taylor2, comparable_across_layers=True),
+            Score("taylor1", taylor1, comparable_across_layers=True),
+            Score("taylor2_wanda", taylor2_wanda, comparable_across_layers=False),
+            Score("taylor2_mixed", taylor2_mixed, comparable_across_layers=True),
             Score("wanda", wanda, comparable_across_layers=False),
+            Score("flap", flap, comparable_across_layers=False),
+            Score("act_l2", act_l2, comparable_across_layers=False),
             Score("selectivity", selectivity, comparable_across_layers=False),
             Score("magnitude", magnitude, comparable_across_layers=False),
             Score("random", random, comparable_across_layers=False),

@@ -54,7 +54,18 @@ def _a_port(value: object) -> object:
 
 
 Sparsity = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
-ScoreName = Literal["taylor2", "wanda", "selectivity", "magnitude", "random"]
+ScoreName = Literal[
+    "taylor2",
+    "taylor1",
+    "taylor2_wanda",
+    "taylor2_mixed",
+    "wanda",
+    "flap",
+    "act_l2",
+    "selectivity",
+    "magnitude",
+    "random",
+]
 Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 
 

@@ -74,7 +74,7 @@ def local_study(settings: StudySettings, task: Task, items: Sequence[TaskItem]) 
         "name": checkpoint.name,
         "fingerprint": checkpoint.fingerprint[:16],
         "profile": profile.digest[:16],
-        "profile prompts": profile.target_per_prompt.prompts,
+        "profile prompts": profile.target_per_prompt.sequences,
         "allocation": allocation,
         "dtype": config.dtype,
         "kernels": first.identity(0.0)["kernels"],

@@ -8,7 +8,14 @@ from torch.nn.functional import cross_entropy, linear, silu
 from transformers import AutoModelForCausalLM
 
 from pruning import activations
-from pruning.activations import MomentSums, add_moments, add_moments_and_gradients, mlps, weight_norms
+from pruning.activations import (
+    MomentSums,
+    TaylorSums,
+    add_moments,
+    add_moments_and_gradients,
+    mlps,
+    weight_norms,
+)
 from pruning.batches import TokenSequence, pad_batch
 from tests.tiny import FAMILIES, tiny_checkpoint
 
@@ -59,7 +66,7 @@ def test_moments_are_those_of_each_sequence_alone(model: Any, with_gradients: bo
     for group in (SEQUENCES[:2], SEQUENCES[2:]):  # padded batches, and more than one of them
         batch = pad_batch(group, model.device)
         if with_gradients:
-            add_moments_and_gradients(model, batch, sums, torch.zeros(LAYERS, NEURONS, dtype=torch.float64))
+            add_moments_and_gradients(model, batch, sums, TaylorSums(LAYERS, NEURONS))
         else:
             add_moments(model, batch, sums)
 
@@ -74,32 +81,30 @@ def test_moments_are_those_of_each_sequence_alone(model: Any, with_gradients: bo
             assert_close(moments.sum[layer], joined.sum(0))
             assert_close(moments.abs_sum[layer], joined.abs().sum(0))
             assert_close(moments.sq_sum[layer], joined.square().sum(0))
-        means = torch.stack([x.abs().mean(0) for x in prompts])
-        assert sums.per_prompt.prompts == len(SEQUENCES)
-        assert_close(sums.per_prompt.sum[layer], means.sum(0))
-        assert_close(sums.per_prompt.sq_sum[layer], means.square().sum(0))
+        fed = [x for x in answers if len(x)]  # the last answer is one token, which is never fed
+        for per_sequence, parts in ((sums.per_prompt, prompts), (sums.per_answer, fed)):
+            means = torch.stack([x.abs().mean(0) for x in parts])
+            assert per_sequence.sequences == len(parts)
+            assert_close(per_sequence.sum[layer], means.sum(0))
+            assert_close(per_sequence.sq_sum[layer], means.square().sum(0))
 
 
 def test_gradients_are_autograds_whatever_the_batch(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(activations, "LOGIT_ROWS", 4)  # 11 positions: whole and part chunks
-    taylor_sq_sum = torch.zeros(LAYERS, NEURONS, dtype=torch.float64)
-    add_moments_and_gradients(
-        model, pad_batch(SEQUENCES, model.device), MomentSums(LAYERS, NEURONS), taylor_sq_sum
-    )
+    taylor = TaylorSums(LAYERS, NEURONS)
+    add_moments_and_gradients(model, pad_batch(SEQUENCES, model.device), MomentSums(LAYERS, NEURONS), taylor)
 
     direct = [activations_of(model, sequence, gradients=True) for sequence in SEQUENCES]
     for layer in range(LAYERS):
-        expected = sum(layers[layer].square().sum(0) for layers in direct)
-        assert isinstance(expected, Tensor)
-        assert float(expected.max()) > 0
-        assert_close(taylor_sq_sum[layer], expected)
+        changes = torch.cat([layers[layer] for layers in direct])
+        assert float(changes.abs().max()) > 0
+        assert_close(taylor.abs_sum[layer], changes.abs().sum(0))
+        assert_close(taylor.sq_sum[layer], changes.square().sum(0))
 
 
 def test_measuring_leaves_nothing_behind(model: Any) -> None:
     batch = pad_batch(SEQUENCES, model.device)
-    add_moments_and_gradients(
-        model, batch, MomentSums(LAYERS, NEURONS), torch.zeros(LAYERS, NEURONS, dtype=torch.float64)
-    )
+    add_moments_and_gradients(model, batch, MomentSums(LAYERS, NEURONS), TaylorSums(LAYERS, NEURONS))
 
     assert all(parameter.grad is None for parameter in model.parameters())
     assert not any(mlp.down_proj._forward_pre_hooks for mlp in mlps(model))

@@ -98,8 +98,9 @@ def test_the_profile_counts_prompt_and_answer_tokens_apart(checkpoint: Checkpoin
     assert profile.distractor_prompt.tokens == sum(
         len(prompt_token_ids(tokenizer, prompt)) for prompt in DATA.distractor
     )
-    assert profile.target_per_prompt.prompts == 3
-    assert profile.distractor_per_prompt.prompts == 2
+    assert profile.target_per_prompt.sequences == 3
+    assert profile.target_per_answer.sequences == 3
+    assert profile.distractor_per_prompt.sequences == 2
     assert bool((profile.taylor_sq_sum > 0).any(dim=1).all())
 
 

@@ -11,7 +11,7 @@ import torch
 from pruning import files
 from pruning import profile as profile_module
 from pruning.errors import ProfileError, StaleProfileError
-from pruning.profile import PromptMoments, TokenMoments, load
+from pruning.profile import SequenceMoments, TokenMoments, load
 from tests.pruning.tiny_profiles import matrix, tiny_profile, tiny_provenance
 
 IN_USE = {
@@ -52,8 +52,10 @@ def test_a_saved_profile_has_the_permissions_that_new_files_get(tmp_path: Path) 
     "change",
     [
         {"taylor_sq_sum": matrix(1, 2, 3, 4, 5, 6)},
+        {"taylor_abs_sum": matrix(1, 2, 3, 4, 5, 6)},
+        {"target_per_answer": SequenceMoments(2, *([matrix(1, 2, 3, 4, 5, 6)] * 2))},
         {"target_answer": TokenMoments(6, *([matrix(1, 2, 3, 4, 5, 6)] * 3))},
-        {"target_per_prompt": PromptMoments(3, tiny_profile().target_per_prompt.sum, matrix(*[110.0] * 6))},
+        {"target_per_prompt": SequenceMoments(3, tiny_profile().target_per_prompt.sum, matrix(*[110.0] * 6))},
         {"provenance": tiny_provenance(model="other")},
         {"provenance": tiny_provenance(seed=1)},
         {"provenance": tiny_provenance(unfinished_answers=1)},
@@ -156,5 +158,5 @@ def test_a_profile_of_another_format_is_refused(tmp_path: Path, monkeypatch: pyt
     tiny_profile().save(tmp_path / "p.safetensors")
     monkeypatch.undo()
 
-    with pytest.raises(ProfileError, match="has format 0; this version reads 1"):
+    with pytest.raises(ProfileError, match="has format 0; this version reads 2"):
         load(tmp_path / "p.safetensors")

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from pruning.errors import ProfileError
-from pruning.profile import PromptMoments, TokenMoments
+from pruning.profile import SequenceMoments, TokenMoments
 from pruning.scores import DEFAULT_SCORE, SCORES, random_score
 from tests.pruning.tiny_profiles import SHAPE, matrix, tiny_profile, tiny_provenance
 
@@ -30,10 +30,52 @@ def test_wanda_is_the_column_norm_times_the_root_mean_square_on_answers() -> Non
     assert SCORES["wanda"].compute(profile).tolist() == [[1, 4, 9], [0, 2.5, 30]]
 
 
+def test_taylor1_is_the_mean_over_prompt_and_answer_tokens() -> None:
+    profile = tiny_profile(
+        target_prompt=TokenMoments(3, ZEROS, ZEROS, ZEROS),
+        target_answer=TokenMoments(1, ZEROS, ZEROS, ZEROS),
+        taylor_abs_sum=matrix(8, 16, 24, 0, 4, 80),
+    )
+
+    assert SCORES["taylor1"].compute(profile).tolist() == [[2, 4, 6], [0, 1, 20]]
+
+
+PRODUCT = {  # √taylor2 is 1, 2, 3 and 0, 1, 5; wanda 4, 1, 2 and 1, 9, 1
+    "target_prompt": TokenMoments(1, ZEROS, ZEROS, ZEROS),
+    "target_answer": TokenMoments(1, ZEROS, ZEROS, matrix(16, 1, 4, 1, 81, 1)),
+    "taylor_sq_sum": 2 * matrix(1, 4, 9, 0, 1, 25),
+    "down_norm": matrix(1, 1, 1, 1, 1, 1),
+}
+
+
+def test_taylor2_wanda_is_the_product_of_the_root_and_the_other() -> None:
+    assert SCORES["taylor2_wanda"].compute(tiny_profile(**PRODUCT)).tolist() == [[4, 2, 6], [0, 9, 5]]
+
+
+def test_taylor2_mixed_has_the_values_of_one_score_in_the_order_of_the_other() -> None:
+    assert SCORES["taylor2_mixed"].compute(tiny_profile(**PRODUCT)).tolist() == [[4, 1, 9], [0, 25, 1]]
+
+
+def test_act_l2_is_the_norm_over_answers_of_their_means() -> None:
+    # First neuron: the means of two answers are 3 and 4.
+    per_answer = SequenceMoments(2, matrix(7, 1, 1, 0, 0, 0), matrix(25, 1, 1, 0, 4, 9))
+
+    scores = SCORES["act_l2"].compute(tiny_profile(target_per_answer=per_answer))
+    assert scores.tolist() == [[5, 1, 1], [0, 2, 3]]
+
+
+def test_flap_is_the_variance_on_answers_times_the_squared_column_norm() -> None:
+    # First neuron: h is 1, 1, 3 and 3; the second is 2 throughout; rounding takes the third's below zero.
+    answer = TokenMoments(4, matrix(8, 8, 4, 0, 4, 0), ZEROS, matrix(20, 16, 4 - 1e-15, 0, 8, 4))
+    scores = SCORES["flap"].compute(tiny_profile(target_answer=answer, down_norm=matrix(3, 3, 3, 3, 2, 1)))
+
+    assert scores.tolist() == [[9, 0, 0], [0, 4, 1]]
+
+
 def test_selectivity_is_the_difference_of_means_over_the_pooled_deviation() -> None:
     # First neuron: prompt-level means 1 and 3 on the target, 0, 0, 0 and 2 on distractors.
-    target = PromptMoments(2, matrix(4, 2, 0, 0, 0, 0), matrix(10, 2, 0, 0, 0, 0))
-    distractor = PromptMoments(4, matrix(2, 4, 0, 0, 0, 0), matrix(4, 4, 0, 0, 0, 0))
+    target = SequenceMoments(2, matrix(4, 2, 0, 0, 0, 0), matrix(10, 2, 0, 0, 0, 0))
+    distractor = SequenceMoments(4, matrix(2, 4, 0, 0, 0, 0), matrix(4, 4, 0, 0, 0, 0))
     scores = SCORES["selectivity"].compute(
         tiny_profile(target_per_prompt=target, distractor_per_prompt=distractor)
     )
@@ -82,8 +124,9 @@ def test_every_score_is_finite_float64_per_layer_and_neuron(name: str) -> None:
     assert SCORES[name].name == name
 
 
-def test_only_taylor2_is_compared_across_layers() -> None:
-    assert {name for name, score in SCORES.items() if score.comparable_across_layers} == {"taylor2"}
+def test_only_changes_of_the_loss_are_compared_across_layers() -> None:
+    comparable = {name for name, score in SCORES.items() if score.comparable_across_layers}
+    assert comparable == {"taylor1", "taylor2", "taylor2_mixed"}
     assert SCORES[DEFAULT_SCORE].default_allocation == "global"
     assert SCORES["wanda"].default_allocation == "uniform"
 
@@ -92,8 +135,10 @@ def test_only_taylor2_is_compared_across_layers() -> None:
     ("name", "missing"),
     [
         ("wanda", {"target_answer": TokenMoments(0, ZEROS, ZEROS, ZEROS)}),
-        ("selectivity", {"distractor_per_prompt": PromptMoments(0, ZEROS, ZEROS)}),
-        ("selectivity", {"target_per_prompt": PromptMoments(0, ZEROS, ZEROS)}),
+        ("flap", {"target_answer": TokenMoments(0, ZEROS, ZEROS, ZEROS)}),
+        ("act_l2", {"target_per_answer": SequenceMoments(0, ZEROS, ZEROS)}),
+        ("selectivity", {"distractor_per_prompt": SequenceMoments(0, ZEROS, ZEROS)}),
+        ("selectivity", {"target_per_prompt": SequenceMoments(0, ZEROS, ZEROS)}),
     ],
 )
 def test_a_score_without_its_data_is_refused(name: str, missing: dict[str, object]) -> None:

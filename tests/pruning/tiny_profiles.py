@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from pruning.profile import PromptMoments, Provenance, SelectivityProfile, TokenMoments
+from pruning.profile import Provenance, SelectivityProfile, SequenceMoments, TokenMoments
 
 SHAPE = (2, 3)
 
@@ -38,8 +38,10 @@ def tiny_profile(**overrides: object) -> SelectivityProfile:
         "target_prompt": TokenMoments(10, _filled(1), _filled(2), _filled(3)),
         "target_answer": TokenMoments(5, _filled(4), _filled(5), _filled(6)),
         "distractor_prompt": TokenMoments(20, _filled(7), _filled(8), _filled(9)),
-        "target_per_prompt": PromptMoments(2, _filled(10), _filled(110)),
-        "distractor_per_prompt": PromptMoments(4, _filled(12), _filled(130)),
+        "target_per_prompt": SequenceMoments(2, _filled(10), _filled(110)),
+        "target_per_answer": SequenceMoments(2, _filled(11), _filled(120)),
+        "distractor_per_prompt": SequenceMoments(4, _filled(12), _filled(130)),
+        "taylor_abs_sum": _filled(13),
         "taylor_sq_sum": _filled(14),
         "gate_norm": _filled(15),
         "up_norm": _filled(16),

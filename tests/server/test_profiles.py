@@ -46,7 +46,7 @@ def measurement(model: Path, prompt_files: dict[str, Path], tmp_path: Path) -> d
 
 def test_serve_finds_what_profile_measured(measurement: dict[str, Any]) -> None:
     path, measured = measure_profile(ProfileSettings(**measurement))
-    assert measured.target_per_prompt.prompts == NUM_PROMPTS
+    assert measured.target_per_prompt.sequences == NUM_PROMPTS
     serving = ServeSettings(model=measurement["model"], task="notes", cache_dir=measurement["cache_dir"])
     assert profile_for_serving(serving, open_model(serving)).digest == measured.digest
     elsewhere = ServeSettings(model=measurement["model"], profile=path, cache_dir=path / "nowhere")
