@@ -20,6 +20,7 @@ from pruning.errors import ProfileError, StaleProfileError
 from pruning.files import write_atomically
 
 FORMAT = 2
+READABLE_FORMATS = (1, 2)  # the first lacks target_per_answer and taylor_abs_sum
 METADATA_KEY = "secateur_profile"
 SHOWN_DIGITS = 16
 
@@ -80,7 +81,8 @@ class SelectivityProfile:
         target_prompt, target_answer: over the tokens of the task's prompts, and of the model's own answers.
         distractor_prompt: over the tokens of the distractor prompts.
         target_per_prompt, distractor_per_prompt: over prompt-level means, prompt tokens only.
-        target_per_answer: over answer-level means, of answers that the model is fed a token of.
+        target_per_answer: over answer-level means, of answers that the model is fed a token of. None in
+            profiles of format 1, as is taylor_abs_sum.
         taylor_abs_sum, taylor_sq_sum: float64 [layers, neurons], sums of |h ∂L/∂h| and (h ∂L/∂h)² over all
             tokens of the target sequences, where L is a sequence's negative log-likelihood, summed over its
             answer tokens.
@@ -93,9 +95,9 @@ class SelectivityProfile:
     target_answer: TokenMoments
     distractor_prompt: TokenMoments
     target_per_prompt: SequenceMoments
-    target_per_answer: SequenceMoments
+    target_per_answer: SequenceMoments | None
     distractor_per_prompt: SequenceMoments
-    taylor_abs_sum: Tensor
+    taylor_abs_sum: Tensor | None
     taylor_sq_sum: Tensor
     gate_norm: Tensor
     up_norm: Tensor
@@ -176,8 +178,11 @@ def load(path: Path) -> SelectivityProfile:
         ) from error
     except (OSError, SafetensorError, KeyError, ValueError) as error:
         raise ProfileError(f"{path} is damaged or no profile ({error!r}); {remedy}") from error
-    if header.get("format") != FORMAT:
-        raise ProfileError(f"{path} has format {header.get('format')}; this version reads {FORMAT}; {remedy}")
+    if header.get("format") not in READABLE_FORMATS:
+        formats = " and ".join(map(str, READABLE_FORMATS))
+        raise ProfileError(
+            f"{path} has format {header.get('format')}; this version reads {formats}; {remedy}"
+        )
     try:
         profile = _assemble(header, tensors)
     except (KeyError, TypeError) as error:
@@ -192,30 +197,35 @@ def _rebuild(model: str, task: str) -> str:
 
 
 def _counts(profile: SelectivityProfile) -> dict[str, int]:
-    return {
+    counts = {
         "target_prompt": profile.target_prompt.tokens,
         "target_answer": profile.target_answer.tokens,
         "distractor_prompt": profile.distractor_prompt.tokens,
         "target_per_prompt": profile.target_per_prompt.sequences,
-        "target_per_answer": profile.target_per_answer.sequences,
         "distractor_per_prompt": profile.distractor_per_prompt.sequences,
     }
+    if profile.target_per_answer is not None:
+        counts["target_per_answer"] = profile.target_per_answer.sequences
+    return counts
 
 
 def _tensors(profile: SelectivityProfile) -> dict[str, Tensor]:
-    return {
+    tensors = {
         **_token_tensors("target_prompt", profile.target_prompt),
         **_token_tensors("target_answer", profile.target_answer),
         **_token_tensors("distractor_prompt", profile.distractor_prompt),
         **_sequence_tensors("target_per_prompt", profile.target_per_prompt),
-        **_sequence_tensors("target_per_answer", profile.target_per_answer),
         **_sequence_tensors("distractor_per_prompt", profile.distractor_per_prompt),
-        "taylor_abs_sum": profile.taylor_abs_sum,
         "taylor_sq_sum": profile.taylor_sq_sum,
         "gate_norm": profile.gate_norm,
         "up_norm": profile.up_norm,
         "down_norm": profile.down_norm,
     }
+    if profile.target_per_answer is not None:
+        tensors |= _sequence_tensors("target_per_answer", profile.target_per_answer)
+    if profile.taylor_abs_sum is not None:
+        tensors["taylor_abs_sum"] = profile.taylor_abs_sum
+    return tensors
 
 
 def _token_tensors(name: str, moments: TokenMoments) -> dict[str, Tensor]:
@@ -252,9 +262,9 @@ def _assemble(header: dict[str, Any], tensors: dict[str, Tensor]) -> Selectivity
         target_answer=token_moments("target_answer"),
         distractor_prompt=token_moments("distractor_prompt"),
         target_per_prompt=sequence_moments("target_per_prompt"),
-        target_per_answer=sequence_moments("target_per_answer"),
+        target_per_answer=sequence_moments("target_per_answer") if "target_per_answer" in counts else None,
         distractor_per_prompt=sequence_moments("distractor_per_prompt"),
-        taylor_abs_sum=tensors["taylor_abs_sum"],
+        taylor_abs_sum=tensors.get("taylor_abs_sum"),
         taylor_sq_sum=tensors["taylor_sq_sum"],
         gate_norm=tensors["gate_norm"],
         up_norm=tensors["up_norm"],

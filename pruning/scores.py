@@ -59,6 +59,8 @@ def taylor1(profile: SelectivityProfile) -> Tensor:
     """
     tokens = profile.target_prompt.tokens + profile.target_answer.tokens
     _require(tokens, "tokens of target sequences", profile)
+    if profile.taylor_abs_sum is None:
+        raise ProfileError(_lacking("|h ∂L/∂h|", profile))
     return profile.taylor_abs_sum / tokens
 
 
@@ -93,8 +95,10 @@ def act_l2(profile: SelectivityProfile) -> Tensor:
     Muralidharan et al., 2024 (Minitron, arXiv 2407.14679): mean over the sequence, L2 norm over the batch;
     of |h| in place of h, whose signs would cancel.
     """
-    _require(profile.target_per_answer.sequences, "answers", profile)
-    return profile.target_per_answer.sq_sum.sqrt()
+    answers = profile.target_per_answer
+    if answers is None or answers.sequences == 0:
+        raise ProfileError(_lacking("answers by themselves", profile))
+    return answers.sq_sum.sqrt()
 
 
 def flap(profile: SelectivityProfile) -> Tensor:
@@ -175,7 +179,11 @@ def _mean_square(moments: TokenMoments, profile: SelectivityProfile) -> Tensor:
 
 def _require(count: int, what: str, profile: SelectivityProfile) -> None:
     if count == 0:
-        raise ProfileError(
-            f"the profile for task {profile.provenance.task!r} counts no {what}, which this score needs; "
-            f"rebuild it with more calibration prompts"
-        )
+        raise ProfileError(_lacking(what, profile))
+
+
+def _lacking(what: str, profile: SelectivityProfile) -> str:
+    return (
+        f"the profile for task {profile.provenance.task!r} counts no {what}, which this score needs; "
+        f"rebuild it with `secateur profile --force`, and more prompts where it is not of an older version"
+    )

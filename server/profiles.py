@@ -13,7 +13,7 @@ from eval.task import CalibrationSource
 from eval.tasks.registry import open_calibration
 from pruning.calibration import CalibrationData, build_profile
 from pruning.checkpoint import Checkpoint, default_cache_dir, open_checkpoint
-from pruning.profile import FORMAT, SelectivityProfile, load
+from pruning.profile import SelectivityProfile, load
 from server.devices import resolve_device, resolve_dtype
 from server.settings import (
     DEFAULT_NUM_PROMPTS,
@@ -102,12 +102,11 @@ def cached_path(settings: CommonSettings, checkpoint: Checkpoint) -> Path:
     """Where the profile of this model and task lies.
 
     By the model's place, not its content: a model that has changed finds its old profile and refuses it.
-    An embedded model, as the format, changes only with the program, and nobody should have to do anything
-    about that.
+    An embedded model changes only with the program, and nobody should have to do anything about that.
     """
     key = hashlib.sha256(str(checkpoint.path.resolve()).encode()).hexdigest()
     if checkpoint.path.parent == EMBEDDED_MODELS:
-        key = hashlib.sha256(f"{FORMAT} {checkpoint.fingerprint}".encode()).hexdigest()
+        key = checkpoint.fingerprint
     cache_dir = settings.cache_dir or default_cache_dir()
     return cache_dir / "profiles" / f"{checkpoint.name}-{settings.task}-{key[:8]}.safetensors"
 

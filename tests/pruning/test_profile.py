@@ -19,6 +19,8 @@ IN_USE = {
     "tokenizer": "bbbbbbbbbbbbbbbbbbbb",
     "data": "cccccccccccccccccccc",
 }
+# Of tiny_profile() as format 1 wrote it. Rankings, and what studies found out about them, hang on digests.
+OLD_DIGEST = "62f9336be1b8d148749e6d7f9174a507961f7e7ec2a8926e74ca5e9c15fd2b5a"
 
 
 def flat(value: Any) -> Any:
@@ -153,10 +155,23 @@ def test_a_missing_profile_names_the_command(tmp_path: Path) -> None:
         load(tmp_path / "absent.safetensors")
 
 
+def test_a_profile_of_the_first_format_is_read_with_what_it_has(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old = tiny_profile(target_per_answer=None, taylor_abs_sum=None)
+    monkeypatch.setattr(profile_module, "FORMAT", 1)
+    old.save(tmp_path / "p.safetensors")
+    monkeypatch.undo()
+
+    loaded = load(tmp_path / "p.safetensors")
+    assert flat(loaded) == flat(old)
+    assert loaded.digest == OLD_DIGEST
+
+
 def test_a_profile_of_another_format_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(profile_module, "FORMAT", 0)
     tiny_profile().save(tmp_path / "p.safetensors")
     monkeypatch.undo()
 
-    with pytest.raises(ProfileError, match="has format 0; this version reads 2"):
+    with pytest.raises(ProfileError, match="has format 0; this version reads 1 and 2"):
         load(tmp_path / "p.safetensors")

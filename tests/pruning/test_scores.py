@@ -137,6 +137,8 @@ def test_only_changes_of_the_loss_are_compared_across_layers() -> None:
         ("wanda", {"target_answer": TokenMoments(0, ZEROS, ZEROS, ZEROS)}),
         ("flap", {"target_answer": TokenMoments(0, ZEROS, ZEROS, ZEROS)}),
         ("act_l2", {"target_per_answer": SequenceMoments(0, ZEROS, ZEROS)}),
+        ("act_l2", {"target_per_answer": None}),
+        ("taylor1", {"taylor_abs_sum": None}),
         ("selectivity", {"distractor_per_prompt": SequenceMoments(0, ZEROS, ZEROS)}),
         ("selectivity", {"target_per_prompt": SequenceMoments(0, ZEROS, ZEROS)}),
     ],
