@@ -15,6 +15,7 @@ from server.engine.errors import KernelsUnavailableError
 MAX_HEAD_DIM = 256  # kMaxHeadDim
 
 _MODULE = "server.engine.kernels._avx512"
+_OUTDATED = "they were built from other sources: install again"
 
 
 class ModelStruct(ctypes.Structure):
@@ -103,6 +104,7 @@ class KernelLibrary:
             return found
 
         self.supported = function("supported", returns=c_int)
+        self.struct_bytes = function("struct_bytes", c_int, returns=c_int64)
         self.pack = function(
             "pack",
             *(c_void_p, *[c_int64] * 4, c_int, c_int, c_int64, c_void_p, c_int),
@@ -126,8 +128,8 @@ def load_library() -> KernelLibrary:
     """The kernels, once per process.
 
     Raises:
-        KernelsUnavailableError: they were not built, this CPU lacks the instructions, or they bring a second
-            OpenMP pool beside torch's, which costs more than they gain.
+        KernelsUnavailableError: they were not built, or from other sources, this CPU lacks the instructions, or
+            they bring a second OpenMP pool beside torch's, which costs more than they gain.
     """
     if sys.platform != "linux":
         raise KernelsUnavailableError(f"they are made for Linux, and this is {sys.platform}")
@@ -138,6 +140,11 @@ def load_library() -> KernelLibrary:
         library = KernelLibrary(Path(spec.origin))
     except OSError as error:
         raise KernelsUnavailableError(f"they cannot be loaded ({error})") from error
+    except AttributeError as error:
+        raise KernelsUnavailableError(f"{_OUTDATED} ({error})") from error
+    structs = (ModelStruct, LayerStruct, LayerDeltaStruct, BatchStruct)
+    if any(library.struct_bytes(i) != ctypes.sizeof(struct) for i, struct in enumerate(structs)):
+        raise KernelsUnavailableError(_OUTDATED)
     if not library.supported():
         raise KernelsUnavailableError("this CPU has no AVX512-BF16 instructions")
     pools = _openmp_pools()

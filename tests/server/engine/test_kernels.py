@@ -1,5 +1,6 @@
 """Each compiled kernel against a float32 computation over ragged shapes, and the engine on top of them."""
 
+import ctypes
 import dataclasses
 import logging
 from collections.abc import Sequence
@@ -10,6 +11,7 @@ from torch.nn import functional as F
 
 from server.engine import kernels
 from server.engine.errors import KernelsUnavailableError
+from server.engine.kernels import library
 from server.engine.kernels.decoder import PackedKV, layer_struct
 from server.engine.kernels.library import BatchStruct, KernelLibrary, ModelStruct, load_library
 from server.engine.kernels.packing import PackedLayer, pack_gate_up, pack_matrix
@@ -298,6 +300,16 @@ def test_torch_computes_where_the_kernels_cannot_or_must_not(
     token_ids = prompt(0, 40)
     [output] = generate(engine, [(token_ids, loaded.dense)])
     assert logit_gap(loaded.reference(loaded.dense), token_ids, output) <= 0.1
+
+
+@compiled
+def test_kernels_of_other_sources_are_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Longer(BatchStruct):
+        _fields_ = (("more", ctypes.c_void_p),)
+
+    monkeypatch.setattr(library, "BatchStruct", Longer)
+    with pytest.raises(KernelsUnavailableError, match="built from other sources: install again"):
+        load_library.__wrapped__()
 
 
 def test_torch_computes_where_nothing_was_built(load, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,6 +18,12 @@ SECATEUR_EXPORT int secateur_supported() {
          __builtin_cpu_supports("avx512bf16");
 }
 
+// Bytes of the structures that Python hands over, one after the other: those of another build have other fields.
+SECATEUR_EXPORT int64_t secateur_struct_bytes(int index) {
+  constexpr int64_t bytes[] = {sizeof(Model), sizeof(Layer), sizeof(LayerDelta), sizeof(Batch)};
+  return bytes[index];
+}
+
 // Packs a bfloat16 matrix into panels, or, with `lanes` 16, into one half of each panel (`first_lane` 0 or 16).
 //
 // source: output n, input k at n * output_stride + k * input_stride.
