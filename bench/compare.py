@@ -52,15 +52,16 @@ async def compare(contenders: Sequence[Contender], cells: Mapping[str, Cell], ro
     """Every cell on every contender, `rounds` times, as JSON.
 
     Within a round a cell runs on all contenders before the next cell does, so that a slow minute of the
-    machine is slow for all; who is first changes from round to round. All servers stay up, and the others are
-    paused meanwhile: they keep their memory and take no time (`idle_cores`: the cores' time that they took).
+    machine is slow for all; who is first changes from round to round, and every other round goes through the
+    cells backwards. All servers stay up, and the others are paused meanwhile: they keep their memory and take
+    no time (`idle_cores`: the cores' time that they took).
     """
     taken: dict[str, dict[str, list[Figures]]] = defaultdict(lambda: defaultdict(list))
     resident: dict[str, int] = defaultdict(int)
     idle: dict[str, list[float]] = defaultdict(list)
     readings: list[Limits] = []
     for number in range(rounds):
-        for cell_name, cell in cells.items():
+        for cell_name, cell in list(cells.items())[:: -1 if number % 2 else 1]:
             first = number % len(contenders)
             for active in [*contenders[first:], *contenders[:first]]:
                 others = [c for c in contenders if not set(c.clients) & set(active.clients)]

@@ -12,7 +12,9 @@ from bench.results import Results, Run
 from bench.targets import FIGURES
 
 # The same file from the same numbers.
-matplotlib.rcParams.update({"svg.hashsalt": "secateur", "font.size": 9, "axes.grid": True, "grid.alpha": 0.3})
+matplotlib.rcParams.update(
+    {"svg.hashsalt": "secateur", "svg.fonttype": "none", "font.size": 9, "axes.grid": True, "grid.alpha": 0.3}
+)
 
 
 def draw(results: Results, images: Path) -> list[Path]:
