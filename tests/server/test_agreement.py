@@ -59,3 +59,8 @@ def test_the_worst_fifth_is_counted_by_answer_and_sums_add_up() -> None:
     assert found + Agreement() == found
     assert (found + found).worst_kl_nats == 2 * found.worst_kl_nats
     assert (found + found).answers == 2
+
+
+def test_what_was_not_recorded_counts_as_one_outcome() -> None:
+    found = agreement(np.log([[0.9]]), np.log([[0.5]]), np.ones(1, bool))
+    assert found.kl_nats == pytest.approx(0.5 * math.log(0.5 / 0.9) + 0.5 * math.log(0.5 / 0.1))
