@@ -88,10 +88,10 @@ def build_profile(
     tokenizer = checkpoint.tokenizer()
     targets = [prompt_token_ids(tokenizer, prompt) for prompt in data.target]
     distractors = [prompt_token_ids(tokenizer, prompt) for prompt in data.distractor]
-    _check_lengths(checkpoint, targets, data.max_new_tokens)
-    _check_lengths(checkpoint, distractors, 0)
+    check_lengths(checkpoint, targets, data.max_new_tokens)
+    check_lengths(checkpoint, distractors, 0)
 
-    model = _load(checkpoint, torch.device(device), dtype)
+    model = load_network(checkpoint, torch.device(device), dtype)
     answers = own_answers(model, targets, data.max_new_tokens, progress=progress)
     if answers.unfinished:
         logger.warning(
@@ -177,7 +177,7 @@ def _batches(sequences: Sequence[TokenSequence], device: torch.device) -> Iterat
         yield pad_batch([sequences[index] for index in group], device)
 
 
-def _load(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> "PreTrainedModel":
+def load_network(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> "PreTrainedModel":
     # Here, because it takes a second and 80 MB, and a server that finds its profile measures nothing.
     from transformers import AutoModelForCausalLM
 
@@ -197,7 +197,7 @@ def _load(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> "
     return cast("PreTrainedModel", model.to(device).eval().requires_grad_(False))
 
 
-def _check_lengths(checkpoint: Checkpoint, prompts: Sequence[Sequence[int]], new_tokens: int) -> None:
+def check_lengths(checkpoint: Checkpoint, prompts: Sequence[Sequence[int]], new_tokens: int) -> None:
     context = checkpoint.config.max_position_embeddings
     longest = max(len(prompt) for prompt in prompts)
     if not all(prompts):

@@ -10,6 +10,7 @@ from pruning.errors import SecateurError
 from server.cli import parse_arguments
 from server.settings import (
     CommonSettings,
+    CompensateSettings,
     EvalSettings,
     ExportSettings,
     ProfileSettings,
@@ -51,6 +52,7 @@ def _run(settings: CommonSettings) -> None:
     import torch
 
     from eval.evaluation import summary
+    from server.compensating import delta_summary, fit_delta
     from server.evaluating import evaluate, study
     from server.exporting import export
     from server.profiles import measure_profile
@@ -63,6 +65,8 @@ def _run(settings: CommonSettings) -> None:
     elif isinstance(settings, ProfileSettings):
         path, profile = measure_profile(settings)
         print(f"{path}\n  {profile.provenance.model_name}, {profile.provenance.task}, {profile.digest}")
+    elif isinstance(settings, CompensateSettings):
+        print(delta_summary(*fit_delta(settings)))
     elif isinstance(settings, ExportSettings):
         out, num_bytes = export(settings)
         print(f"{out}\n  {num_bytes:,} bytes of weights")

@@ -15,6 +15,7 @@ from server import __version__
 from server.settings import (
     ENV_PREFIX,
     CommonSettings,
+    CompensateSettings,
     EvalSettings,
     ExportSettings,
     ProfileSettings,
@@ -27,6 +28,7 @@ from server.settings import (
 COMMANDS: dict[str, type[CommonSettings]] = {
     "serve": ServeSettings,
     "profile": ProfileSettings,
+    "compensate": CompensateSettings,
     "export": ExportSettings,
     "eval": EvalSettings,
     "study": StudySettings,

@@ -285,6 +285,27 @@ class ExportSettings(VariantExportSettings, RankingSettings):
     """Write one variant as a stock checkpoint that other engines load."""
 
 
+class FitSettings(BaseSettings):
+    """The fit"""
+
+    sparsity: Sparsity = Field(description="share of MLP neurons that the variant leaves out")
+    rank: int = Field(64, ge=1, description="of the matrices added to each layer's W_d")
+    out: Path = Field(description="file to write; unfinished work is kept in OUT.work beside it")
+    num_prompts: int = Field(512, ge=1, description="prompts of the task whose answers are fitted")
+    seed: int = Field(DEFAULT_SEED, ge=0, description="which prompts are drawn")
+    max_memory: float = Field(
+        8.0, gt=0, allow_inf_nan=False, description="memory that the fit may take, GiB; more is refused"
+    )
+
+
+class CompensateSettings(FitSettings, RankingSettings):
+    """Correct one variant without training: low-rank matrices that make up for the neurons left out.
+
+    They are fitted by least squares on the dense model's own answers, layer after layer. The file is a delta,
+    which serve, eval and export take. A fit that was interrupted goes on where it was when it is run again.
+    """
+
+
 class QuestionSettings(BaseSettings):
     """The questions"""
 
@@ -417,7 +438,10 @@ class _YamlSource(PydanticBaseSettingsSource):
 
 
 def _known_names() -> set[str]:
-    kinds = (ServeSettings, ProfileSettings, ExportSettings, EvalSettings, StudySettings)
+    kinds = (
+        *(ServeSettings, ProfileSettings, CompensateSettings, ExportSettings),
+        *(EvalSettings, StudySettings),
+    )
     return {name for kind in kinds for name in kind.model_fields}
 
 

@@ -128,8 +128,8 @@ def load_library() -> KernelLibrary:
     """The kernels, once per process.
 
     Raises:
-        KernelsUnavailableError: they were not built, or from other sources, this CPU lacks the instructions, or
-            they bring a second OpenMP pool beside torch's, which costs more than they gain.
+        KernelsUnavailableError: they were not built, or from other sources, this CPU lacks the instructions,
+            or they bring a second OpenMP pool beside torch's, which costs more than they gain.
     """
     if sys.platform != "linux":
         raise KernelsUnavailableError(f"they are made for Linux, and this is {sys.platform}")

@@ -1,0 +1,92 @@
+"""Low-rank least squares from second moments: predicts one vector from another as B (A h). Pure tensors.
+
+Knows neither models nor files. h, the predictor, is [tokens, in]; r, what is to be predicted, [tokens, out].
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from pruning.delta import LowRank
+
+
+class SecondMoments:
+    """Weighted sums of h hᵀ, r hᵀ and ‖r‖² over tokens, in float32."""
+
+    def __init__(self, inputs: int, outputs: int, device: torch.device) -> None:
+        self.inputs = torch.zeros(inputs, inputs, device=device)
+        self.cross = torch.zeros(outputs, inputs, device=device)
+        self.squares = 0.0
+
+    def add(self, h: Tensor, r: Tensor, weights: Tensor) -> None:
+        """`weights`: [tokens], of each token's squared error."""
+        weighted = h * weights[:, None]
+        self.inputs.addmm_(weighted.T, h)
+        self.cross.addmm_(r.T, weighted)
+        self.squares += float((r.square().sum(dim=1) * weights).sum(dtype=torch.float64))
+
+    def merge(self, other: "SecondMoments") -> None:
+        """Adds the sums of `other`."""
+        self.inputs += other.inputs
+        self.cross += other.cross
+        self.squares += other.squares
+
+    def error(self, low_rank: LowRank) -> float:
+        """The weighted sum of ‖r - B A h‖²."""
+        a, b = low_rank.a.float(), low_rank.b.float()
+        explained = 2 * ((b.T @ self.cross) * a).sum(dtype=torch.float64)
+        size = ((b.T @ b) * (a @ self.inputs @ a.T)).sum(dtype=torch.float64)
+        return self.squares - float(explained - size)
+
+
+def working_bytes(inputs: int, outputs: int) -> int:
+    """Memory that two sets of moments and a fit take together."""
+    moments = 4 * inputs * (inputs + outputs)
+    return 2 * moments + 8 * 2 * inputs * (inputs + outputs)
+
+
+def low_rank_ridge(moments: SecondMoments, ridge: float, rank: int) -> LowRank:
+    """The B A of at most `rank` that minimises the sum of ‖r - B A h‖² plus λ ‖B A‖², exactly.
+
+    Reduced-rank ridge regression (Mukherjee and Zhu 2011, doi:10.1002/sam.10138). With S = Σ h hᵀ + λ I and
+    the full solution D = (Σ r hᵀ) S⁻¹, the sum is that of D plus ‖(B A - D) S^½‖², so the best B A is the
+    truncated singular value decomposition of D S^½, times S^-½: D projected onto the leading eigenvectors of
+    D S Dᵀ, which is D (Σ r hᵀ)ᵀ. In float64, by Cholesky and a full eigendecomposition of [out, out].
+
+    Args:
+        ridge: λ in units of the mean of the diagonal of Σ h hᵀ.
+    """
+    system = moments.inputs.double()  # [in, in]
+    system.diagonal().add_(ridge * float(system.diagonal().mean()))
+    cross = moments.cross.double()
+    full = torch.cholesky_solve(cross.T, torch.linalg.cholesky(system)).T  # [out, in]
+    explained = full @ cross.T  # [out, out], symmetric but for rounding
+    leading = torch.linalg.eigh((explained + explained.T) / 2).eigenvectors[:, -rank:]
+    return LowRank((leading.T @ full).float(), leading.float().contiguous())
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The ridge that served other data best.
+
+    Attributes:
+        ridge: None where every one made things worse there, so that nothing should be added.
+        unexplained: the share of ‖r‖² that is left on that data; 1 for nothing explained.
+    """
+
+    ridge: float | None
+    unexplained: float
+
+
+def choose_ridge(fitted: SecondMoments, judged: SecondMoments, ridges: Sequence[float], rank: int) -> Choice:
+    """Fits on one set of data, and judges by another, with every one of `ridges`."""
+    best = Choice(None, 1.0)
+    if judged.squares == 0:
+        return best
+    for ridge in ridges:
+        unexplained = judged.error(low_rank_ridge(fitted, ridge, rank)) / judged.squares
+        if unexplained < best.unexplained:
+            best = Choice(ridge, unexplained)
+    return best

@@ -1,0 +1,64 @@
+"""The composition root of `secateur compensate`: settings in, a delta of one variant on disk."""
+
+import shutil
+from pathlib import Path
+
+import torch
+
+from eval.tasks.registry import open_calibration
+from pruning.compensation import CompensationSettings, compensate
+from pruning.delta import Delta
+from pruning.errors import DeltaError
+from pruning.widths import widths_at
+from server.devices import resolve_device, resolve_dtype
+from server.profiles import calibration_data, open_model, profile_for_serving
+from server.rankings import allocation_of, ranking_of
+from server.settings import CompensateSettings
+
+
+def fit_delta(settings: CompensateSettings) -> tuple[Path, Delta]:
+    """What `secateur compensate` does: the file written, and what is in it.
+
+    Raises:
+        SecateurError: the settings, the model, the profile, the memory or the disk do not allow it.
+    """
+    out = settings.out
+    if out.exists():
+        raise DeltaError(f"{out} is there already; choose another --out, or remove it")
+    source = open_calibration(settings.task, settings.task_options())
+    allocation = allocation_of(settings)
+    checkpoint = open_model(settings)
+    ranking = ranking_of(settings, profile_for_serving(settings, checkpoint))
+    device = resolve_device(settings.device)
+    # Least squares want float32 where it costs little; on CUDA memory is dearer.
+    dtype = resolve_dtype(settings.dtype, "bfloat16" if device.type == "cuda" else "float32")
+    work = out.with_name(f"{out.name}.work")
+    delta = compensate(
+        checkpoint,
+        ranking,
+        widths_at(ranking, settings.sparsity, allocation),
+        settings.sparsity,
+        calibration_data(source, settings.num_prompts, settings.seed),
+        CompensationSettings(
+            rank=settings.rank,
+            device=str(device),
+            dtype=getattr(torch, dtype),
+            max_memory_bytes=int(settings.max_memory * 2**30),
+        ),
+        work,
+        progress=True,
+    )
+    delta.save(out)
+    shutil.rmtree(work)
+    return out, delta
+
+
+def delta_summary(out: Path, delta: Delta) -> str:
+    """For people: how large it is and what it gained."""
+    found = delta.provenance.settings
+    before, after = float(found["kl_nats_before"]), float(found["kl_nats_after"])
+    return (
+        f"{out}\n  {2 * delta.parameters:,} bytes in bfloat16, fitted on {found['tokens']:,} tokens\n"
+        f"  KL to the dense model on {found['reported_tokens']:,} held-out answer tokens, nats a token: "
+        f"{before:.5f} without, {after:.5f} with"
+    )

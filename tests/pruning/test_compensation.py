@@ -1,0 +1,132 @@
+"""A fitted delta does what its report says, goes on where it was, and brings a pruned model nearer."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torch.nn import functional as F
+from transformers import AutoModelForCausalLM
+
+from eval.tasks.registry import open_calibration
+from pruning import compensation
+from pruning.calibration import CalibrationData
+from pruning.checkpoint import Checkpoint, open_checkpoint
+from pruning.compensation import CompensationSettings, compensate
+from pruning.delta import Delta
+from pruning.errors import DeltaError
+from pruning.ranking import Ranking, rank
+from pruning.slicing import merge_delta, slice_model
+from pruning.widths import widths_at
+from server.profiles import calibration_data, open_model
+from server.settings import ProfileSettings, load_settings
+from tests.tiny import FAMILIES, tiny_checkpoint
+
+SETTINGS = CompensationSettings(rank=4, device="cpu", dtype=torch.float32, max_memory_bytes=2**30)
+DATA = CalibrationData(
+    target=tuple(f"Say {'so ' * (i % 7)}{i}" for i in range(20)), distractor=("x",), seed=3, max_new_tokens=12
+)
+WIDTHS = (64, 192, 40)  # the middle layer is whole
+
+
+def ranking(layers: int = 3, neurons: int = 192) -> Ranking:
+    scores = torch.rand(layers, neurons, generator=torch.Generator().manual_seed(1))
+    return rank(scores, score="test", profile_digest="p")
+
+
+def fit(checkpoint: Checkpoint, work: Path, **changes: object) -> Delta:
+    settings = dataclasses.replace(SETTINGS, **changes)
+    return compensate(checkpoint, ranking(), WIDTHS, 0.3, DATA, settings, work, progress=False)
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
+    path = tiny_checkpoint(tmp_path_factory.mktemp("models") / "tiny")
+    return open_checkpoint(str(path), tmp_path_factory.mktemp("cache"))
+
+
+def divergence(checkpoint: Checkpoint, delta: Delta | None, work: Path) -> float:
+    """KL(dense ‖ pruned) on every tenth answer, by whole networks one sequence at a time."""
+
+    def network():
+        return AutoModelForCausalLM.from_pretrained(checkpoint.path, dtype=torch.float32).eval()
+
+    dense, pruned = network(), slice_model(network(), ranking(), WIDTHS)
+    if delta is not None:
+        merge_delta(pruned, delta)
+    tokenizer = checkpoint.tokenizer()
+    answers = json.loads((work / "answers.json").read_text())["token_ids"]
+    total = count = 0.0
+    for index in range(0, len(answers), 10):
+        message = [{"role": "user", "content": DATA.target[index]}]
+        prompt = tokenizer.apply_chat_template(message, add_generation_prompt=True, return_dict=False)
+        fed = torch.tensor([prompt + answers[index][:-1]])
+        with torch.no_grad():
+            expected, found = (
+                F.log_softmax(model(fed).logits[0, len(prompt) - 1 :], dim=-1) for model in (dense, pruned)
+            )
+        total += float((expected.exp() * (expected - found)).sum())
+        count += len(answers[index])
+    return total / count
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_what_is_reported_is_what_the_merged_model_does(family: str, tmp_path: Path) -> None:
+    window = {"sliding_window": 20} if family == "mistral" else {}
+    path = tiny_checkpoint(tmp_path / "tiny", family, **window)
+    checkpoint = open_checkpoint(str(path), tmp_path / "cache")
+    delta = fit(checkpoint, tmp_path / "work")
+    delta.check(model=checkpoint.fingerprint, ranking=ranking().digest, widths=WIDTHS)
+    reported = delta.provenance.settings
+    for name, merged in (("kl_nats_before", None), ("kl_nats_after", delta)):
+        expected = divergence(checkpoint, merged, tmp_path / "work")
+        assert reported[name] == pytest.approx(expected, rel=1e-3), name
+    assert all(set(layer) <= {"down_proj"} for layer in delta.layers)
+    assert {m.a.dtype for layer in delta.layers for m in layer.values()} == {torch.bfloat16}
+
+
+def test_an_interrupted_fit_goes_on_to_the_same_delta(
+    tiny: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = fit(tiny, tmp_path / "whole")
+    fitted: list[int] = []
+    fit_layer = compensation._Run._fit_layer
+
+    def interrupted(run, layer: int, *rest):
+        if layer == 2 and fitted == [0, 1]:
+            raise KeyboardInterrupt
+        fitted.append(layer)
+        return fit_layer(run, layer, *rest)
+
+    monkeypatch.setattr(compensation._Run, "_fit_layer", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        fit(tiny, tmp_path / "work")
+    monkeypatch.setattr(compensation, "own_answers", None)  # those are known
+    fitted.append(-1)
+    assert fit(tiny, tmp_path / "work").digest == whole.digest
+    assert fitted == [0, 1, -1, 2], "no layer is fitted twice"
+    with pytest.raises(DeltaError, match=r"unfinished fit with other settings.*: remove it"):
+        fit(tiny, tmp_path / "work", rank=5)
+
+
+def test_what_cannot_be_fitted_is_refused(tiny: Checkpoint, tmp_path: Path) -> None:
+    with pytest.raises(DeltaError, match=r"the rank is 41; .* from 1 to 40"):
+        fit(tiny, tmp_path, rank=41)
+    with pytest.raises(DeltaError, match=r"would take 0\.00 GiB: .*--max-memory allows 0\.00: raise it"):
+        fit(tiny, tmp_path, max_memory_bytes=500_000)
+    few = dataclasses.replace(DATA, target=DATA.target[:9])
+    with pytest.raises(DeltaError, match="there are 9 prompts; at least 10"):
+        compensate(tiny, ranking(), WIDTHS, 0.3, few, SETTINGS, tmp_path, progress=False)
+
+
+def test_a_pruned_model_comes_nearer_to_the_dense_one(tmp_path: Path) -> None:
+    """math-mini on answers that nothing was fitted on, 30% of its neurons removed at random."""
+    settings = load_settings(ProfileSettings, {})
+    checkpoint = open_model(settings)
+    data = calibration_data(open_calibration("arithmetic", settings.task_options()), 30, 0)
+    order = ranking(6, checkpoint.architecture.intermediate_size)
+    widths = widths_at(order, 0.3, "uniform")
+    fitting = dataclasses.replace(SETTINGS, rank=32)
+    found = compensate(checkpoint, order, widths, 0.3, data, fitting, tmp_path, progress=False).provenance
+    assert found.settings["kl_nats_after"] < 0.25 * found.settings["kl_nats_before"]
