@@ -85,7 +85,7 @@ def add_moments(model: "PreTrainedModel", batch: TokenBatch, sums: MomentSums) -
     """Runs a batch and adds its activations to `sums`."""
     sums.count(batch)
     with torch.no_grad(), _watching(model, lambda layer, h: sums.add(layer, h, batch)):
-        _decoder(model)(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False)
+        decoder(model)(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False)
 
 
 def add_moments_and_gradients(
@@ -110,7 +110,7 @@ def add_moments_and_gradients(
 
     embedded = model.get_input_embeddings()(batch.input_ids).detach().requires_grad_()
     with _watching(model, watch):
-        hidden = _decoder(model)(
+        hidden = decoder(model)(
             inputs_embeds=embedded, attention_mask=batch.attention_mask, use_cache=False
         ).last_hidden_state  # [sequences, tokens, hidden]
     predicting = batch.labels != IGNORED_LABEL
@@ -131,10 +131,11 @@ def weight_norms(model: "PreTrainedModel") -> tuple[Tensor, Tensor, Tensor]:
 
 def mlps(model: "PreTrainedModel") -> list[Any]:
     """The MLP modules of a supported model, in layer order."""
-    return [layer.mlp for layer in _decoder(model).layers]
+    return [layer.mlp for layer in decoder(model).layers]
 
 
-def _decoder(model: "PreTrainedModel") -> Any:
+def decoder(model: "PreTrainedModel") -> Any:
+    """A supported model without its head."""
     return cast("Any", model).model
 
 

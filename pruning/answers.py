@@ -47,7 +47,7 @@ def own_answers(
 
     Sets `model.generation_config`.
     """
-    eos = _eos_token_ids(model)
+    eos = eos_token_ids(model)
     # In place of the checkpoint's own, whose penalties and sampling would otherwise be taken over.
     model.generation_config = GenerationConfig(  # type: ignore[no-untyped-call]
         do_sample=False, max_new_tokens=max_new_tokens, eos_token_id=eos or None, pad_token_id=0
@@ -98,7 +98,8 @@ def _contiguous_head_input(model: "PreTrainedModel") -> Iterator[None]:
         hook.remove()
 
 
-def _eos_token_ids(model: "PreTrainedModel") -> list[int]:
+def eos_token_ids(model: "PreTrainedModel") -> list[int]:
+    """The tokens that end an answer, any of them; none where the model's configuration names none."""
     eos = cast("Any", model).generation_config.eos_token_id
     if eos is None:
         return []

@@ -20,7 +20,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from pruning.activations import MomentSums, TaylorSums, add_moments, add_moments_and_gradients, weight_norms
-from pruning.answers import own_answers, prompt_token_ids
+from pruning.answers import Answers, own_answers, prompt_token_ids
 from pruning.architectures import Architecture
 from pruning.batches import TokenBatch, TokenSequence, grouped, pad_batch
 from pruning.checkpoint import Checkpoint
@@ -69,15 +69,87 @@ def build_profile(
 ) -> SelectivityProfile:
     """Loads the model and measures it: answers first, greedily, then one pass over all sequences.
 
-    Target sequences are a prompt and the model's answer, run forward and back; distractors are prompts
-    alone, run forward. Greedy answers and sums are deterministic for a given machine, dtype and versions.
-
     Args:
         progress: shows a bar with the time left, on stderr, for each of the two phases.
 
     Raises:
         ModelError: the checkpoint is incomplete or has no tokenizer.
         ProfileError: no prompts, prompts that do not fit the context, or activations that are not finite.
+    """
+    calibration = start_calibration(
+        checkpoint, task_name, data, device=device, dtype=dtype, progress=progress
+    )
+    return calibration.measure(progress=progress)
+
+
+@dataclass(frozen=True, eq=False)
+class Calibration:
+    """A model in memory, and what it is measured on. Made by `start_calibration`.
+
+    Attributes:
+        answers: the whole model's own.
+        targets: prompts with those answers.
+        distractors: prompts alone.
+    """
+
+    model: "PreTrainedModel"
+    architecture: Architecture
+    answers: Answers
+    targets: tuple[TokenSequence, ...]
+    distractors: tuple[TokenSequence, ...]
+    provenance: Provenance
+
+    def measure(self, *, progress: bool, description: str = "activations") -> SelectivityProfile:
+        """The model as it is now: target sequences forward and back, distractors forward.
+
+        Sums are deterministic for a given machine, dtype and versions. Raises ProfileError.
+        """
+        shape = (self.architecture.num_layers, self.architecture.intermediate_size)
+        target_sums, distractor_sums, taylor = MomentSums(*shape), MomentSums(*shape), TaylorSums(*shape)
+        total = len(self.targets) + len(self.distractors)
+        with tqdm(total=total, desc=description, unit="sequence", disable=not progress) as bar:
+            for batch in _batches(self.targets, self.model.device):
+                add_moments_and_gradients(self.model, batch, target_sums, taylor)
+                bar.update(len(batch.input_ids))
+            for batch in _batches(self.distractors, self.model.device):
+                add_moments(self.model, batch, distractor_sums)
+                bar.update(len(batch.input_ids))
+        squares = (target_sums.prompt, target_sums.answer, distractor_sums.prompt)
+        _check_finite(sum((moments.sq_sum for moments in squares), start=taylor.sq_sum), self.provenance)
+        gate_norm, up_norm, down_norm = weight_norms(self.model)
+        return SelectivityProfile(
+            provenance=self.provenance,
+            target_prompt=target_sums.prompt,
+            target_answer=target_sums.answer,
+            distractor_prompt=distractor_sums.prompt,
+            target_per_prompt=target_sums.per_prompt,
+            target_per_answer=target_sums.per_answer,
+            distractor_per_prompt=distractor_sums.per_prompt,
+            taylor_abs_sum=taylor.abs_sum,
+            taylor_sq_sum=taylor.sq_sum,
+            gate_norm=gate_norm,
+            up_norm=up_norm,
+            down_norm=down_norm,
+        )
+
+
+def start_calibration(
+    checkpoint: Checkpoint,
+    task_name: str,
+    data: CalibrationData,
+    *,
+    device: str | torch.device,
+    dtype: torch.dtype,
+    progress: bool,
+    answers: Answers | None = None,
+) -> Calibration:
+    """Loads the model and lets it answer the target prompts, greedily.
+
+    Args:
+        answers: what it answered before, where that is known.
+
+    Raises:
+        ModelError, ProfileError: as `build_profile`.
     """
     if not data.target or not data.distractor:
         raise ProfileError(
@@ -92,7 +164,8 @@ def build_profile(
     check_lengths(checkpoint, distractors, 0)
 
     model = load_network(checkpoint, torch.device(device), dtype)
-    answers = own_answers(model, targets, data.max_new_tokens, progress=progress)
+    if answers is None:
+        answers = own_answers(model, targets, data.max_new_tokens, progress=progress)
     if answers.unfinished:
         logger.warning(
             "%d of %d answers did not end within %d tokens; they are measured as far as they go",
@@ -117,67 +190,21 @@ def build_profile(
             "transformers": transformers.__version__,
         },
     )
-    target_sequences = [
-        TokenSequence(tuple(prompt), tuple(answer))
-        for prompt, answer in zip(targets, answers.token_ids, strict=True)
-    ]
-    distractor_sequences = [TokenSequence(tuple(prompt)) for prompt in distractors]
-    return _measure(
-        model,
-        checkpoint.architecture,
-        target_sequences,
-        distractor_sequences,
-        provenance,
-        progress=progress,
-    )
-
-
-def _measure(
-    model: "PreTrainedModel",
-    architecture: Architecture,
-    targets: Sequence[TokenSequence],
-    distractors: Sequence[TokenSequence],
-    provenance: Provenance,
-    *,
-    progress: bool,
-) -> SelectivityProfile:
-    shape = (architecture.num_layers, architecture.intermediate_size)
-    target_sums, distractor_sums, taylor = MomentSums(*shape), MomentSums(*shape), TaylorSums(*shape)
-    with tqdm(
-        total=len(targets) + len(distractors), desc="activations", unit="sequence", disable=not progress
-    ) as bar:
-        for batch in _batches(targets, model.device):
-            add_moments_and_gradients(model, batch, target_sums, taylor)
-            bar.update(len(batch.input_ids))
-        for batch in _batches(distractors, model.device):
-            add_moments(model, batch, distractor_sums)
-            bar.update(len(batch.input_ids))
-    squares = (target_sums.prompt, target_sums.answer, distractor_sums.prompt)
-    _check_finite(sum((moments.sq_sum for moments in squares), start=taylor.sq_sum), provenance)
-    gate_norm, up_norm, down_norm = weight_norms(model)
-    return SelectivityProfile(
+    return Calibration(
+        model=model,
+        architecture=checkpoint.architecture,
+        answers=answers,
+        targets=tuple(
+            TokenSequence(tuple(prompt), tuple(answer))
+            for prompt, answer in zip(targets, answers.token_ids, strict=True)
+        ),
+        distractors=tuple(TokenSequence(tuple(prompt)) for prompt in distractors),
         provenance=provenance,
-        target_prompt=target_sums.prompt,
-        target_answer=target_sums.answer,
-        distractor_prompt=distractor_sums.prompt,
-        target_per_prompt=target_sums.per_prompt,
-        target_per_answer=target_sums.per_answer,
-        distractor_per_prompt=distractor_sums.per_prompt,
-        taylor_abs_sum=taylor.abs_sum,
-        taylor_sq_sum=taylor.sq_sum,
-        gate_norm=gate_norm,
-        up_norm=up_norm,
-        down_norm=down_norm,
     )
-
-
-def _batches(sequences: Sequence[TokenSequence], device: torch.device) -> Iterator[TokenBatch]:
-    lengths = [len(sequence.fed) for sequence in sequences]
-    for group in grouped(lengths, MEASURED_TOKENS, MEASURED_ROWS):
-        yield pad_batch([sequences[index] for index in group], device)
 
 
 def load_network(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> "PreTrainedModel":
+    """The whole model, to be measured, not trained. Raises ModelError where tensors are missing."""
     # Here, because it takes a second and 80 MB, and a server that finds its profile measures nothing.
     from transformers import AutoModelForCausalLM
 
@@ -195,6 +222,12 @@ def load_network(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtyp
             f"the checkpoint is incomplete, get it again"
         )
     return cast("PreTrainedModel", model.to(device).eval().requires_grad_(False))
+
+
+def _batches(sequences: Sequence[TokenSequence], device: torch.device) -> Iterator[TokenBatch]:
+    lengths = [len(sequence.fed) for sequence in sequences]
+    for group in grouped(lengths, MEASURED_TOKENS, MEASURED_ROWS):
+        yield pad_batch([sequences[index] for index in group], device)
 
 
 def check_lengths(checkpoint: Checkpoint, prompts: Sequence[Sequence[int]], new_tokens: int) -> None:

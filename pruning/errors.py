@@ -5,6 +5,7 @@ SecateurError
 │   └── UnsupportedModelError   ... because of its architecture or one of its settings
 ├── ProfileError                a profile that cannot be read or built
 │   └── StaleProfileError       ... because it was measured on something else
+├── RankingError                a ranking that cannot be read, written or used
 ├── SparsityError               a sparsity that is none
 ├── DeltaError                  a delta that cannot be read, built or used
 │   └── ForeignDeltaError       ... because it was made for another model, ranking or width
@@ -31,6 +32,10 @@ class ProfileError(SecateurError):
 
 class StaleProfileError(ProfileError):
     """A profile's fingerprints differ from those of the model, tokenizer or data in use."""
+
+
+class RankingError(SecateurError):
+    """A ranking's file is missing, damaged or of another model, or cannot be written."""
 
 
 class SparsityError(SecateurError, ValueError):

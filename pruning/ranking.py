@@ -4,7 +4,7 @@ Pure: knows nothing of models, files or sparsities.
 """
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal
 
@@ -45,13 +45,30 @@ class Ranking:
             digest.update(order.numpy().tobytes())
         return digest.hexdigest()
 
+    def reversed(self) -> "Ranking":
+        """The exact mirror image: what was removed last is removed first."""
+        return replace(
+            self,
+            order="forward" if self.order == "reverse" else "reverse",
+            permutation=self.permutation.flip(1),
+            global_position=self.permutation.numel() - 1 - self.global_position.flip(1),
+        )
 
-def rank(scores: Tensor, *, score: str, profile_digest: str, order: Order = "forward") -> Ranking:
+
+def rank(
+    scores: Tensor,
+    *,
+    score: str,
+    profile_digest: str,
+    order: Order = "forward",
+    protected: Tensor | None = None,
+) -> Ranking:
     """Sorts neurons by score, high to low; equal ones by layer, then by index.
 
     Args:
         scores: [layers, neurons], higher is more useful.
         order: "reverse" gives the exact mirror image of "forward", ties included.
+        protected: bool [layers, neurons], those that come before all others, whatever their score.
 
     Raises:
         ProfileError: a score is NaN or infinite.
@@ -64,11 +81,24 @@ def rank(scores: Tensor, *, score: str, profile_digest: str, order: Order = "for
         )
     flat = scores.detach().cpu().flatten()
     by_rank = torch.sort(flat, descending=True, stable=True).indices  # [layers * neurons], places in `flat`
+    if protected is not None:
+        by_rank = by_rank[(~protected.flatten()[by_rank]).sort(stable=True).indices]
     if order == "reverse":
         by_rank = by_rank.flip(0)
     position = torch.empty_like(by_rank)
     position[by_rank] = torch.arange(by_rank.numel())
-    global_position, permutation = position.view(scores.shape).sort(dim=1)
+    return from_positions(
+        position.view(scores.shape), score=score, profile_digest=profile_digest, order=order
+    )
+
+
+def from_positions(position: Tensor, *, score: str, profile_digest: str, order: Order = "forward") -> Ranking:
+    """The ranking in which neuron j of layer l has the place `position[l, j]` of the one order of all.
+
+    Args:
+        position: int64 [layers, neurons], every number from 0 on once.
+    """
+    global_position, permutation = position.sort(dim=1)
     return Ranking(
         score=score,
         order=order,

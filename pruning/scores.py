@@ -26,11 +26,13 @@ class Score:
         name: what the configuration calls it.
         compute: profile -> float64 [layers, neurons].
         comparable_across_layers: whether a neuron of one layer may be weighed against one of another.
+        uses_distractors: whether it takes a profile of foreign prompts.
     """
 
     name: str
     compute: Callable[[SelectivityProfile], Tensor]
     comparable_across_layers: bool
+    uses_distractors: bool = False
 
     @property
     def default_allocation(self) -> Allocation:
@@ -147,6 +149,24 @@ def random_score(seed: int) -> Score:
     return Score(f"random-{seed}", partial(_uniform, seed=seed), comparable_across_layers=False)
 
 
+def protected_neurons(profile: SelectivityProfile, share: float, layers: int) -> Tensor | None:
+    """bool [layers, neurons], those that should go last; None where nothing is asked for.
+
+    Args:
+        share: of each layer's neurons, the strongest by `act_l2`.
+        layers: so many first and so many last ones, as a whole.
+    """
+    if share == 0 and layers == 0:
+        return None
+    strength = act_l2(profile) if share else torch.zeros_like(profile.down_norm)
+    num_layers, num_neurons = strength.shape
+    strongest = strength.argsort(dim=1, descending=True, stable=True)[:, : round(share * num_neurons)]
+    protected = torch.zeros(num_layers, num_neurons, dtype=torch.bool).scatter_(1, strongest, True)
+    protected[:layers] = True
+    protected[max(num_layers - layers, 0) :] = True
+    return protected
+
+
 SCORES: Mapping[str, Score] = MappingProxyType(
     {
         score.name: score
@@ -158,7 +178,7 @@ SCORES: Mapping[str, Score] = MappingProxyType(
             Score("wanda", wanda, comparable_across_layers=False),
             Score("flap", flap, comparable_across_layers=False),
             Score("act_l2", act_l2, comparable_across_layers=False),
-            Score("selectivity", selectivity, comparable_across_layers=False),
+            Score("selectivity", selectivity, comparable_across_layers=False, uses_distractors=True),
             Score("magnitude", magnitude, comparable_across_layers=False),
             Score("random", random, comparable_across_layers=False),
         )

@@ -57,6 +57,18 @@ def test_reverse_is_the_mirror_image_of_forward(scores: Tensor) -> None:
 
     assert torch.equal(reverse.permutation, forward.permutation.flip(1))
     assert torch.equal(reverse.global_position, scores.numel() - 1 - forward.global_position.flip(1))
+    assert forward.reversed().digest == reverse.digest
+    assert reverse.reversed().digest == forward.digest
+
+
+@given(score_tensors(), st.integers(0, 99))
+def test_protected_neurons_come_first_and_keep_their_order(scores: Tensor, seed: int) -> None:
+    protected = torch.rand(scores.shape, generator=torch.Generator().manual_seed(seed)) < 0.4
+    ranking = rank(scores, score="test", profile_digest="p", protected=protected)
+    raised = scores + 100 * protected
+
+    assert torch.equal(ranking.permutation, ranked(raised).permutation)
+    assert torch.equal(ranking.global_position, ranked(raised).global_position)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])

@@ -5,7 +5,7 @@ import torch
 
 from pruning.errors import ProfileError
 from pruning.profile import SequenceMoments, TokenMoments
-from pruning.scores import DEFAULT_SCORE, SCORES, random_score
+from pruning.scores import DEFAULT_SCORE, SCORES, protected_neurons, random_score
 from tests.pruning.tiny_profiles import SHAPE, matrix, tiny_profile, tiny_provenance
 
 ZEROS = torch.zeros(SHAPE, dtype=torch.float64)
@@ -112,6 +112,21 @@ def test_a_random_score_can_be_drawn_with_a_seed_of_its_own() -> None:
     assert torch.equal(random_score(7).compute(profile), SCORES["random"].compute(profile))
     assert not torch.equal(random_score(42).compute(profile), random_score(33).compute(profile))
     assert random_score(42).name == "random-42"
+
+
+def test_the_strongest_neurons_and_the_outer_layers_are_protected() -> None:
+    ones = torch.ones(4, 4, dtype=torch.float64)
+    strengths = torch.tensor([[1.0, 2, 3, 4], [4, 3, 2, 1], [1, 4, 2, 3], [0, 0, 0, 1]]).double()
+    profile = tiny_profile(target_per_answer=SequenceMoments(2, ones, strengths), down_norm=ones)
+
+    assert protected_neurons(profile, 0, 0) is None
+    found = protected_neurons(profile, 0.5, 0)
+    assert found is not None
+    assert found.nonzero().tolist() == [[0, 2], [0, 3], [1, 0], [1, 1], [2, 1], [2, 3], [3, 0], [3, 3]]
+    layers = protected_neurons(profile, 0, 1)
+    assert layers is not None
+    assert layers.all(dim=1).tolist() == [True, False, False, True]
+    assert not layers[1:3].any()
 
 
 @pytest.mark.parametrize("name", SCORES)
