@@ -10,10 +10,12 @@ from pruning.errors import SecateurError
 from server.cli import parse_arguments
 from server.settings import (
     CommonSettings,
+    CompareSettings,
     CompensateSettings,
     EvalSettings,
     ExportSettings,
     ProfileSettings,
+    RankSettings,
     ServeSettings,
     SettingsError,
     StudySettings,
@@ -52,11 +54,13 @@ def _run(settings: CommonSettings) -> None:
     import torch
 
     from eval.evaluation import summary
+    from server.comparing import compare_rankings
     from server.compensating import delta_summary, fit_delta
     from server.evaluating import evaluate, study
     from server.exporting import export
     from server.profiles import measure_profile
     from server.serve import serve
+    from server.stepping import make_ranking
 
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
@@ -67,6 +71,11 @@ def _run(settings: CommonSettings) -> None:
         print(f"{path}\n  {profile.provenance.model_name}, {profile.provenance.task}, {profile.digest}")
     elif isinstance(settings, CompensateSettings):
         print(delta_summary(*fit_delta(settings)))
+    elif isinstance(settings, RankSettings):
+        saved = make_ranking(settings)
+        print(f"{settings.out}\n  {saved.ranking.score}, {saved.provenance.task}, {saved.ranking.digest}")
+    elif isinstance(settings, CompareSettings):
+        print(compare_rankings(settings))
     elif isinstance(settings, ExportSettings):
         out, num_bytes = export(settings)
         print(f"{out}\n  {num_bytes:,} bytes of weights")

@@ -15,10 +15,12 @@ from server import __version__
 from server.settings import (
     ENV_PREFIX,
     CommonSettings,
+    CompareSettings,
     CompensateSettings,
     EvalSettings,
     ExportSettings,
     ProfileSettings,
+    RankSettings,
     ServeSettings,
     StudySettings,
     groups,
@@ -29,6 +31,8 @@ COMMANDS: dict[str, type[CommonSettings]] = {
     "serve": ServeSettings,
     "profile": ProfileSettings,
     "compensate": CompensateSettings,
+    "rank": RankSettings,
+    "compare": CompareSettings,
     "export": ExportSettings,
     "eval": EvalSettings,
     "study": StudySettings,
@@ -70,7 +74,7 @@ def default_text(field: FieldInfo) -> str:
     if isinstance(default, bool):
         return "on" if default else "off"
     if isinstance(default, tuple):
-        return ",".join(f"{value:g}" for value in default)
+        return ",".join(value if isinstance(value, str) else f"{value:g}" for value in default)
     return str(default)
 
 

@@ -3,16 +3,13 @@
 import shutil
 from pathlib import Path
 
-import torch
-
 from eval.tasks.registry import open_calibration
 from pruning.compensation import CompensationSettings, compensate
 from pruning.delta import Delta
 from pruning.errors import DeltaError
 from pruning.widths import widths_at
-from server.devices import resolve_device, resolve_dtype
-from server.profiles import calibration_data, open_model, profile_for_serving
-from server.rankings import allocation_of, ranking_of
+from server.profiles import calibration_data, measuring_on, open_model
+from server.rankings import ranked
 from server.settings import CompensateSettings
 
 
@@ -26,23 +23,20 @@ def fit_delta(settings: CompensateSettings) -> tuple[Path, Delta]:
     if out.exists():
         raise DeltaError(f"{out} is there already; choose another --out, or remove it")
     source = open_calibration(settings.task, settings.task_options())
-    allocation = allocation_of(settings)
     checkpoint = open_model(settings)
-    ranking = ranking_of(settings, profile_for_serving(settings, checkpoint))
-    device = resolve_device(settings.device)
-    # Least squares want float32 where it costs little; on CUDA memory is dearer.
-    dtype = resolve_dtype(settings.dtype, "bfloat16" if device.type == "cuda" else "float32")
+    known = ranked(settings, checkpoint)
+    device, dtype = measuring_on(settings)
     work = out.with_name(f"{out.name}.work")
     delta = compensate(
         checkpoint,
-        ranking,
-        widths_at(ranking, settings.sparsity, allocation),
+        known.ranking,
+        widths_at(known.ranking, settings.sparsity, known.allocation),
         settings.sparsity,
         calibration_data(source, settings.num_prompts, settings.seed),
         CompensationSettings(
             rank=settings.rank,
             device=str(device),
-            dtype=getattr(torch, dtype),
+            dtype=dtype,
             max_memory_bytes=int(settings.max_memory * 2**30),
         ),
         work,

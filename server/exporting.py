@@ -8,8 +8,8 @@ import torch
 from pruning.export import export_checkpoint
 from pruning.model_card import model_card
 from pruning.widths import widths_at
-from server.profiles import open_model, profile_for_serving
-from server.rankings import allocation_of, ranking_of
+from server.profiles import open_model
+from server.rankings import ranked
 from server.settings import ExportSettings
 
 logger = logging.getLogger(__name__)
@@ -21,11 +21,11 @@ def export(settings: ExportSettings) -> tuple[Path, int]:
     Raises:
         SecateurError: the settings, the model, the profile or the disk do not allow it.
     """
-    allocation = "uniform" if settings.uniform else allocation_of(settings)
+    if settings.uniform:
+        settings = settings.model_copy(update={"allocation": "uniform"})
     checkpoint = open_model(settings)
-    profile = profile_for_serving(settings, checkpoint)
-    ranking = ranking_of(settings, profile)
-    widths = widths_at(ranking, settings.sparsity, allocation)
+    known = ranked(settings, checkpoint)
+    widths = widths_at(known.ranking, settings.sparsity, known.allocation)
     if len(set(widths)) > 1:
         logger.warning(
             "the layers keep between %d and %d neurons, but a checkpoint names one width for all: narrower "
@@ -35,11 +35,13 @@ def export(settings: ExportSettings) -> tuple[Path, int]:
         )
     num_bytes = export_checkpoint(
         checkpoint,
-        ranking,
+        known.ranking,
         widths,
         settings.out,
         dtype=None if settings.dtype == "auto" else getattr(torch, settings.dtype),
-        card=model_card(checkpoint, profile.provenance, ranking, settings.sparsity, allocation, widths),
+        card=model_card(
+            checkpoint, known.provenance, known.ranking, settings.sparsity, known.allocation, widths
+        ),
         progress=True,
     )
     return settings.out, num_bytes

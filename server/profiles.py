@@ -19,8 +19,8 @@ from server.settings import (
     DEFAULT_NUM_PROMPTS,
     DEFAULT_SEED,
     CommonSettings,
+    ProfiledSettings,
     ProfileSettings,
-    RankingSettings,
 )
 
 logger = logging.getLogger(__name__)
@@ -35,7 +35,7 @@ def open_model(settings: CommonSettings) -> Checkpoint:
     return open_checkpoint(model, settings.cache_dir or default_cache_dir())
 
 
-def profile_for_serving(settings: RankingSettings, checkpoint: Checkpoint) -> SelectivityProfile:
+def profile_for_serving(settings: ProfiledSettings, checkpoint: Checkpoint) -> SelectivityProfile:
     """The named profile, else the cached one, else one measured now and cached.
 
     Raises:
@@ -111,10 +111,14 @@ def cached_path(settings: CommonSettings, checkpoint: Checkpoint) -> Path:
     return cache_dir / "profiles" / f"{checkpoint.name}-{settings.task}-{key[:8]}.safetensors"
 
 
-def _measure(settings: CommonSettings, checkpoint: Checkpoint, data: CalibrationData) -> SelectivityProfile:
+def measuring_on(settings: CommonSettings) -> tuple[torch.device, torch.dtype]:
+    """Device and dtype of a model that is measured."""
     device = resolve_device(settings.device)
     # Squared gradients want float32 where it costs little; on CUDA memory is dearer.
     dtype = resolve_dtype(settings.dtype, "bfloat16" if device.type == "cuda" else "float32")
-    return build_profile(
-        checkpoint, settings.task, data, device=device, dtype=getattr(torch, dtype), progress=True
-    )
+    return device, getattr(torch, dtype)
+
+
+def _measure(settings: CommonSettings, checkpoint: Checkpoint, data: CalibrationData) -> SelectivityProfile:
+    device, dtype = measuring_on(settings)
+    return build_profile(checkpoint, settings.task, data, device=device, dtype=dtype, progress=True)

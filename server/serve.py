@@ -34,8 +34,8 @@ from server.generation import Generations
 from server.metrics import Metrics
 from server.policy import VariantPolicy
 from server.probing import EngineGenerate, ProbesOff, Probing
-from server.profiles import open_model, profile_for_serving
-from server.rankings import allocation_of, ranking_of
+from server.profiles import open_model
+from server.rankings import ranked
 from server.safety import SafeMargin, safe_margin
 from server.settings import EvalSettings, ServeSettings, SettingsError, StudySettings
 from server.shadow import ShadowScorer
@@ -93,9 +93,9 @@ def load_model(settings: ServeSettings, checkpoint: Checkpoint) -> LoadedModel:
     Raises:
         SecateurError: as `serve`.
     """
-    allocation = allocation_of(settings)
     config = engine_config(settings, checkpoint)
-    ranking = ranking_of(settings, profile_for_serving(settings, checkpoint))
+    known = ranked(settings, checkpoint)
+    ranking, allocation = known.ranking, known.allocation
     cache_dir = settings.cache_dir or default_cache_dir()
     margin = safe_margin(settings.safe_sparsity, cache_dir, ranking.digest, allocation)
     _check_default(settings, margin)

@@ -44,6 +44,12 @@ def _sorted_once(values: tuple[float, ...]) -> tuple[float, ...]:
     return tuple(sorted(values))
 
 
+def _named_once(values: tuple[str, ...]) -> tuple[str, ...]:
+    if len(set(values)) < len(values):
+        raise ValueError(f"{', '.join(values)} names something twice")
+    return values
+
+
 def _a_port(value: object) -> object:
     if isinstance(value, str) and "://" in value:
         raise ValueError(
@@ -66,6 +72,7 @@ ScoreName = Literal[
     "magnitude",
     "random",
 ]
+AllocationName = Literal["auto", "uniform", "global"]
 Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 
 
@@ -133,19 +140,33 @@ class CommonSettings(TaskSettings):
         return init_settings, env_settings, _YamlSource(settings_cls)
 
 
-class RankingSettings(CommonSettings):
-    """Which neurons go first"""
+class ProfiledSettings(CommonSettings):
+    """What is known of the neurons"""
 
     profile: Path | None = Field(
         None, description="profile of the model; default: the cached one, measured on first use"
+    )
+
+
+class RankingSettings(ProfiledSettings):
+    """Which neurons go first"""
+
+    ranking: Path | None = Field(
+        None, description="an order that `secateur rank` or `compare` wrote, in place of a score"
     )
     score: ScoreName = Field("taylor2", description="what makes a neuron important")
     order: Literal["forward", "reverse"] = Field(
         "forward", description="reverse removes the most important first, for experiments"
     )
-    allocation: Literal["auto", "uniform", "global"] = Field(
+    allocation: AllocationName = Field(
         "auto", description="one width for all layers, or one order of all neurons; auto: as the score allows"
     )
+
+    @model_validator(mode="after")
+    def _one_order(self) -> "RankingSettings":
+        if self.ranking is not None and "score" in self.model_fields_set:
+            raise ValueError(f"ranking {self.ranking} and score {self.score} both say which neurons go first")
+        return self
 
 
 class VariantSettings(BaseSettings):
@@ -273,6 +294,88 @@ class ProfileSettings(CalibrationSettings, CommonSettings):
     """Measure what every neuron does on a task, and keep it."""
 
 
+class StepSettings(BaseSettings):
+    """The steps"""
+
+    out: Path = Field(description="file to write, which --ranking takes")
+    score: ScoreName = Field("taylor2", description="what makes a neuron important")
+    allocation: AllocationName = Field(
+        "auto",
+        description="one order of all neurons, or as many out of each layer; auto: as the score allows",
+    )
+    step: float = Field(
+        0.05,
+        gt=0,
+        lt=1,
+        allow_inf_nan=False,
+        description="share of the neurons that goes between measurements",
+    )
+    max_sparsity: Sparsity = Field(0.5, gt=0, description="up to which the order is measured anew")
+    force: bool = Field(False, description="measure from the beginning, whatever there is")
+    num_prompts: int = Field(DEFAULT_NUM_PROMPTS, ge=1, description="prompts of the task to measure on")
+    seed: int = Field(DEFAULT_SEED, ge=0, description="which prompts are drawn")
+
+
+class RankSettings(StepSettings, CommonSettings):
+    """Put neurons in order by taking a few away, measuring what is left, and so on.
+
+    So a neuron is judged in the network that will do without those before it. Every step is kept beside
+    --out: an order that was interrupted goes on where it was when the command is run again.
+    """
+
+
+class ComparisonSettings(BaseSettings):
+    """The comparison"""
+
+    scores: Annotated[
+        tuple[ScoreName, ...], NoDecode, BeforeValidator(_split_commas), AfterValidator(_named_once)
+    ] = Field((), description="what makes a neuron important, with commas; default: all there are")
+    allocations: Annotated[
+        tuple[Literal["global", "uniform"], ...],
+        NoDecode,
+        BeforeValidator(_split_commas),
+        Field(min_length=1),
+        AfterValidator(_named_once),
+    ] = Field(("global", "uniform"), description="of widths; global where the score compares across layers")
+    protect_neurons: Annotated[
+        tuple[Share, ...], NoDecode, BeforeValidator(_split_commas), Field(min_length=1)
+    ] = Field((0.0,), description="shares of each layer's neurons, the strongest by act_l2, that go last")
+    protect_layers: Annotated[
+        tuple[Annotated[int, Field(ge=0)], ...], NoDecode, BeforeValidator(_split_commas), Field(min_length=1)
+    ] = Field((0,), description="how many first and last layers go last")
+    rankings: Annotated[tuple[Path, ...], NoDecode, BeforeValidator(_split_commas)] = Field(
+        (), description="files that `secateur rank` wrote, to be compared as well"
+    )
+    sparsities: Annotated[
+        tuple[Sparsity, ...],
+        NoDecode,
+        BeforeValidator(_split_commas),
+        Field(min_length=1),
+        AfterValidator(_sorted_once),
+    ] = Field((0.1, 0.2, 0.3), description="shares of MLP neurons to leave out")
+    items: int = Field(64, ge=2, description="held-out items whose answers are compared")
+    seed: int = Field(DEFAULT_SEED, ge=0, description="which items are drawn")
+    out: Path | None = Field(
+        None, description="directory of result and answers so far; default: comparisons/MODEL-TASK"
+    )
+
+
+class CompareSettings(ComparisonSettings, ProfiledSettings):
+    """Find out which way of ranking neurons leaves a model most like its dense self.
+
+    Every candidate reads the dense model's own answers to held-out items, at every sparsity, and its
+    next-token distributions are held against the dense ones. What is measured is kept: an interrupted
+    comparison goes on where it was when the command is run again. The recommended order is written as well:
+    `serve --ranking` takes it.
+    """
+
+    @model_validator(mode="after")
+    def _pruned(self) -> "CompareSettings":
+        if 0 in self.sparsities:
+            raise ValueError("at sparsity 0 all candidates are the dense model")
+        return self
+
+
 class VariantExportSettings(BaseSettings):
     """The checkpoint"""
 
@@ -370,7 +473,7 @@ class StudySettings(ExperimentSettings, QuestionSettings, EngineSettings, Rankin
 
     @model_validator(mode="after")
     def _scores_differ(self) -> "StudySettings":
-        scores = (self.score, *self.compare_scores)
+        scores = self.compare_scores if self.ranking is not None else (self.score, *self.compare_scores)
         if len({*scores, *self.random_seeds}) < len(scores) + len(self.random_seeds):
             raise ValueError(f"a strategy is named twice among {scores} and random_seeds {self.random_seeds}")
         return self
@@ -439,8 +542,8 @@ class _YamlSource(PydanticBaseSettingsSource):
 
 def _known_names() -> set[str]:
     kinds = (
-        *(ServeSettings, ProfileSettings, CompensateSettings, ExportSettings),
-        *(EvalSettings, StudySettings),
+        *(ServeSettings, ProfileSettings, RankSettings, CompareSettings, CompensateSettings),
+        *(ExportSettings, EvalSettings, StudySettings),
     )
     return {name for kind in kinds for name in kind.model_fields}
 

@@ -15,14 +15,14 @@ from eval.task import Task, TaskItem
 from pruning.answers import prompt_token_ids
 from pruning.checkpoint import Checkpoint
 from pruning.profile import SelectivityProfile
-from pruning.ranking import Order, Ranking, rank
+from pruning.ranking import Ranking, rank
 from pruning.scores import SCORES, Score, random_score
 from pruning.widths import Allocation
 from server.engine.config import EngineConfig
 from server.engine.model import ModelGeometry
 from server.local import LocalSubject
 from server.profiles import open_model, profile_for_serving
-from server.rankings import allocation_of, ranking_of
+from server.rankings import ranked
 from server.serve import engine_config
 from server.settings import EvalSettings, StudySettings
 
@@ -50,16 +50,14 @@ def local_study(settings: StudySettings, task: Task, items: Sequence[TaskItem]) 
         SecateurError: the model, the profile or the settings do not allow it.
     """
     checkpoint = open_model(settings)
-    allocation = allocation_of(settings)
-    profile = profile_for_serving(settings, checkpoint)
-    ranking = ranking_of(settings, profile)
+    known = ranked(settings, checkpoint)
     config = limits(settings, checkpoint, task, items)
     first = LocalSubject(
-        strategy=Strategy(_named(settings.score, settings.order), settings.score, settings.order),
+        strategy=_strategy(known.ranking),
         sparsities=tuple(sorted({0.0, *settings.sparsities})),
         checkpoint=checkpoint,
-        ranking=ranking,
-        allocation=allocation,
+        ranking=known.ranking,
+        allocation=known.allocation,
         config=config,
         stop_on_loop=settings.stop_on_loop,
         is_timed=True,
@@ -67,19 +65,22 @@ def local_study(settings: StudySettings, task: Task, items: Sequence[TaskItem]) 
     pruned = replace(first, sparsities=settings.sparsities, is_timed=False)
     others = [SCORES[name] for name in settings.compare_scores]
     others += [random_score(seed) for seed in settings.random_seeds]
-    subjects = [first, *(_scored(pruned, other, settings, profile) for other in others)]
+    subjects = [first]
+    if others:
+        profile = profile_for_serving(settings, checkpoint)
+        subjects += [_scored(pruned, other, settings, profile) for other in others]
     if settings.reverse:
-        subjects.append(_reversed(pruned, settings, profile))
+        reverse = known.ranking.reversed()
+        subjects.append(replace(pruned, strategy=_strategy(reverse), ranking=reverse))
     model = {
         "name": checkpoint.name,
         "fingerprint": checkpoint.fingerprint[:16],
-        "profile": profile.digest[:16],
-        "profile prompts": profile.target_per_prompt.sequences,
-        "allocation": allocation,
+        "profile": known.ranking.profile_digest[:16],
+        "allocation": known.allocation,
         "dtype": config.dtype,
         "kernels": first.identity(0.0)["kernels"],
     }
-    return LocalStudy(subjects, ranking, allocation, model)
+    return LocalStudy(subjects, known.ranking, known.allocation, model)
 
 
 def local_variant(settings: EvalSettings, task: Task, items: Sequence[TaskItem]) -> LocalSubject:
@@ -92,10 +93,10 @@ def local_variant(settings: EvalSettings, task: Task, items: Sequence[TaskItem])
         scores = torch.zeros(architecture.num_layers, architecture.intermediate_size)
         ranking = rank(scores, score="none", profile_digest="none")
     else:
-        allocation = allocation_of(settings)
-        ranking = ranking_of(settings, profile_for_serving(settings, checkpoint))
+        known = ranked(settings, checkpoint)
+        ranking, allocation = known.ranking, known.allocation
     return LocalSubject(
-        strategy=Strategy(_named(settings.score, settings.order), settings.score, settings.order),
+        strategy=_strategy(ranking),
         sparsities=(settings.sparsity,),
         checkpoint=checkpoint,
         ranking=ranking,
@@ -137,14 +138,6 @@ def _scored(
     )
 
 
-def _reversed(pruned: LocalSubject, settings: StudySettings, profile: SelectivityProfile) -> LocalSubject:
-    order: Order = "forward" if settings.order == "reverse" else "reverse"
-    return replace(
-        pruned,
-        strategy=Strategy(_named(settings.score, order), settings.score, order),
-        ranking=ranking_of(settings.model_copy(update={"order": order}), profile),
-    )
-
-
-def _named(score: str, order: Order) -> str:
-    return score if order == "forward" else f"{score}, reversed"
+def _strategy(ranking: Ranking) -> Strategy:
+    name = ranking.score if ranking.order == "forward" else f"{ranking.score}, reversed"
+    return Strategy(name, ranking.score, ranking.order)
