@@ -46,9 +46,9 @@ class Candidate:
         """For people; tells candidates of one comparison apart."""
         parts = [self.score, self.allocation]
         if self.protect_neurons:
-            parts.append(f"{100 * self.protect_neurons:g}% of neurons last")
+            parts.append(f"strongest {100 * self.protect_neurons:g}% last")
         if self.protect_layers:
-            parts.append(f"{self.protect_layers} outer layers last")
+            parts.append(f"outer layers last: {self.protect_layers}")
         return ", ".join(parts)
 
 

@@ -26,10 +26,10 @@ def _table(cells: list[Cell]) -> str:
     ]
     for cell in sorted(cells, key=lambda cell: cell.figures.kl.value):
         figures = cell.figures
-        end = "-" if figures.end_probability is None else _interval(figures.end_probability, 3)
+        end = "-" if figures.end_probability is None else _interval(figures.end_probability)
         lines.append(
-            f"| {cell.candidate.name} | {cell.exact_sparsity:.4f} | {_interval(figures.kl, 4)} "
-            f"| {_interval(figures.worst_kl, 3)} | {_interval(figures.agreement, 3)} | {end} |"
+            f"| {cell.candidate.name} | {cell.exact_sparsity:.4f} | {_interval(figures.kl)} "
+            f"| {_interval(figures.worst_kl)} | {_interval(figures.agreement)} | {end} |"
         )
     return "\n".join(lines)
 
@@ -40,7 +40,7 @@ def _standings(comparison: Comparison) -> str:
         verdict = (
             "recommended" if place == 0 else "worse" if standing.is_shown_to_be_worse else "not shown worse"
         )
-        lines.append(f"| {standing.candidate.name} | {_interval(standing.times_best, 2)} | {verdict} |")
+        lines.append(f"| {standing.candidate.name} | {_interval(standing.times_best)} | {verdict} |")
     return "\n".join(lines)
 
 
@@ -53,5 +53,5 @@ def _recommendation(comparison: Comparison) -> str:
     return told + "Brackets: 95% bootstrap intervals over answers."
 
 
-def _interval(estimate: Estimate, digits: int) -> str:
-    return f"{estimate.value:.{digits}f} ({estimate.low:.{digits}f} to {estimate.high:.{digits}f})"
+def _interval(estimate: Estimate) -> str:
+    return f"{estimate.value:.3g} ({estimate.low:.3g} to {estimate.high:.3g})"

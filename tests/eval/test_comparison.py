@@ -103,9 +103,11 @@ def test_the_least_divergence_in_geometric_mean_is_recommended() -> None:
 
 def test_a_rival_within_the_noise_is_named() -> None:
     noisy = measured("noisy", 0.1, 1.0)
-    swapped = Measured(candidate("swapped"), 0.1, 0.1, (1,), list(reversed(noisy.answers)))
+    worse = measured("swapped", 0.1, 1.05).answers
+    swapped = Measured(candidate("swapped"), 0.1, 0.1, (1,), list(reversed(worse)))
     result = compared(noisy, swapped)
 
+    assert result.standings[1].times_best.value == pytest.approx(1.05)
     assert not result.standings[1].is_shown_to_be_worse
     assert f"Not shown to be worse on these answers: {result.standings[1].candidate.name}" in render(result)
 
@@ -134,13 +136,13 @@ def test_the_report_has_every_candidate_at_every_sparsity_best_first() -> None:
     assert "12 held-out answers" in text
     assert "gives its own ends 0.900" in text
     cell = result.cells[0].figures.kl
-    assert f"{cell.value:.4f} ({cell.low:.4f} to {cell.high:.4f})" in text
+    assert f"{cell.value:.3g} ({cell.low:.3g} to {cell.high:.3g})" in text
 
 
 def test_options_are_part_of_a_candidates_name() -> None:
     assert Candidate("flap", "uniform", 0, 0, "r").name == "flap, uniform"
     assert Candidate("taylor2", "global", 0.01, 2, "r").name == (
-        "taylor2, global, 1% of neurons last, 2 outer layers last"
+        "taylor2, global, strongest 1% last, outer layers last: 2"
     )
 
 

@@ -16,7 +16,7 @@ from tests.tiny import tiny_checkpoint
 EOS = 200
 SEQUENCES = [
     TokenSequence((5, 80, 81, 40), (7, 9, 12, EOS)),
-    TokenSequence((30, 31), (60, 61, 62, 63, 64, 65)),  # cut off
+    TokenSequence((30, 31), (60, 61, 62, 63, 64, 65, 66)),  # cut off, and the longest
     TokenSequence((100, 3, 77, 12, 15, 19, 21), (EOS,)),
 ]
 RANKING = rank(
@@ -52,7 +52,7 @@ def directly(path: Path, sequence: TokenSequence) -> AnswerDivergence:
 
 @pytest.mark.parametrize("rows", [1, 64])
 def test_divergences_are_those_of_two_models(path: Path, monkeypatch: pytest.MonkeyPatch, rows: int) -> None:
-    monkeypatch.setattr(divergence, "LOGIT_ROWS", 4)  # answers of 4, 6 and 1 tokens: whole and part chunks
+    monkeypatch.setattr(divergence, "LOGIT_ROWS", 4)  # answers of 4, 7 and 1 tokens: whole and part chunks
     monkeypatch.setattr(divergence, "BATCH_ROWS", rows)
     model = load(path)
     reference = DenseReference(model, SEQUENCES, [EOS], progress=False)

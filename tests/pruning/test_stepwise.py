@@ -116,6 +116,7 @@ def test_later_neurons_are_judged_without_the_earlier_ones(
         position = reordered(position, int(kept.sum()), scores, allocation)
         assert torch.equal(seen[number].position, position)
     assert torch.equal(position.sort(dim=1).values, saved.ranking.global_position)
+    assert saved.ranking.profile_digest == calibration.measure(progress=False).digest  # of the whole model
     assert not torch.equal(seen[0].position, position)  # the measurements differ
     widths = [widths_at(saved.ranking, sparsity, allocation) for sparsity in (0.1, 0.25, 0.4, 0.6)]
     for wide, narrow in pairwise(widths):

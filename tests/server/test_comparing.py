@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from eval.tasks.arithmetic import ArithmeticTask
+from pruning import calibration
 from pruning.calibration import Calibration
 from pruning.checkpoint import open_checkpoint
 from pruning.divergence import DenseReference
@@ -41,6 +42,10 @@ def common(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     return common
 
 
+def no_answers(*_: object, **__: object) -> None:
+    raise AssertionError("the answers are on the disk")
+
+
 def test_every_candidate_is_measured_at_every_sparsity_and_the_best_is_written(
     common: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -63,6 +68,11 @@ def test_every_candidate_is_measured_at_every_sparsity_and_the_best_is_written(
     assert len(result["cells"]) == len(cells)
     assert all(cell["figures"]["kl"]["value"] > 0 for cell in result["cells"])
     assert result["task"]["items"] == result["answers"] == 3
+
+    [protected] = [
+        c["widths"] for c in result["cells"] if c["candidate"]["protect_layers"] and c["sparsity"] == 0.2
+    ]
+    assert protected[0] == protected[2] == 192 > protected[1]
 
     best = result["standings"][0]["candidate"]
     saved = load_ranking(tmp_path / "ranking.safetensors")
@@ -93,13 +103,18 @@ def test_what_a_killed_comparison_measured_is_not_measured_again(
     assert len(set(measured)) == len(measured)
     first = (tmp_path / "results.json").read_text()
 
-    def no_answers(*_: object, **__: object) -> None:
-        raise AssertionError("the answers are on the disk")
-
     monkeypatch.setattr(comparing, "own_answers", no_answers)
     assert main(arguments) == 0
     assert len(measured) == 7
     assert json.loads((tmp_path / "results.json").read_text())["cells"] == json.loads(first)["cells"]
+
+
+def test_candidates_that_keep_the_same_neurons_are_measured_once(common: list[str], tmp_path: Path) -> None:
+    same = ["--scores", "taylor2_wanda,taylor2_mixed", "--allocations", "uniform", "--sparsities", "0.2,0.5"]
+    assert main(["compare", *common, *same, "--items", "2", "--out", str(tmp_path)]) == 0
+
+    assert len(json.loads((tmp_path / "results.json").read_text())["cells"]) == 4
+    assert len(list((tmp_path / "cells").iterdir())) == 2 + 1  # two sparsities, and the dense model
 
 
 def test_no_item_is_a_calibration_prompt(common: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -152,6 +167,7 @@ def test_a_killed_order_goes_on_and_ends_the_same(
     assert main(["rank", *common, *RANK, "--out", str(killed)]) == 130
     limit = 100
     assert main(["rank", *common, *RANK, "--seed", "1", "--out", str(killed)]) == EXIT_FAILED  # other data
+    monkeypatch.setattr(calibration, "own_answers", no_answers)
     assert main(["rank", *common, *RANK, "--out", str(killed)]) == 0
     assert measured == ["step 1 of 3", "step 2 of 3", "step 3 of 3"]
     assert load_ranking(killed).ranking.digest == load_ranking(whole).ranking.digest
@@ -215,8 +231,8 @@ def test_only_a_score_that_uses_them_measures_distractors(
 ) -> None:
     seen: list[int] = []
 
-    def stop(calibration: Calibration, *_: object, **__: object) -> None:
-        seen.append(len(calibration.distractors))
+    def stop(started: Calibration, *_: object, **__: object) -> None:
+        seen.append(len(started.distractors))
         raise KeyboardInterrupt
 
     monkeypatch.setattr(stepping, "rank_in_steps", stop)
