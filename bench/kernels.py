@@ -21,7 +21,7 @@ from bench.environment import provenance
 from bench.limits import multiply_speed, read_speed
 from server.engine.kernels.decoder import PackedKV, layer_struct
 from server.engine.kernels.library import BatchStruct, ModelStruct, load_library, num_threads
-from server.engine.kernels.packing import PackedLayer, pack_gate_up, pack_matrix
+from server.engine.kernels.packing import PackedLayer, PanelMemory, pack_gate_up, pack_matrix
 from server.engine.nested_mlp import NestedMLP, neuron_blocks
 
 # The shapes of Qwen2.5-Coder-0.5B.
@@ -54,18 +54,19 @@ class Layers:
         self.qkv = [_matrix(qkv_columns, HIDDEN) for _ in range(COPIES)]
         self.output = [_matrix(HIDDEN, columns) for _ in range(COPIES)]
         ones = torch.ones(HIDDEN)
+        memory = PanelMemory(LIBRARY)
         self.packed = [
             PackedLayer(
                 input_norm=ones,
-                qkv=pack_matrix(LIBRARY, qkv),
+                qkv=pack_matrix(memory, qkv),
                 qkv_bias=None,
                 q_norm=None,
                 k_norm=None,
-                output=pack_matrix(LIBRARY, output),
+                output=pack_matrix(memory, output),
                 output_bias=None,
                 mlp_norm=ones,
-                gate_up=pack_gate_up(LIBRARY, partial(_same, gate), partial(_same, up)),
-                down=pack_matrix(LIBRARY, down.T, pad_inputs_to=16),
+                gate_up=pack_gate_up(memory, partial(_same, gate), partial(_same, up)),
+                down=pack_matrix(memory, down.T, pad_inputs_to=16),
                 neurons=NEURONS,
             )
             for (gate, up, down), qkv, output in zip(self.plain, self.qkv, self.output, strict=True)

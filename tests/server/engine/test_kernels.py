@@ -14,7 +14,7 @@ from server.engine.errors import KernelsUnavailableError
 from server.engine.kernels import library
 from server.engine.kernels.decoder import PackedKV, layer_struct
 from server.engine.kernels.library import BatchStruct, KernelLibrary, ModelStruct, load_library
-from server.engine.kernels.packing import PackedLayer, pack_gate_up, pack_matrix
+from server.engine.kernels.packing import PackedLayer, PanelMemory, pack_gate_up, pack_matrix
 from tests.server.engine.support import CONFIG, Loaded, generate, logit_gap, prompt
 
 compiled = pytest.mark.skipif(kernels.describe() != kernels.COMPILED, reason=kernels.describe())
@@ -42,6 +42,7 @@ class Case:
 
     def __post_init__(self) -> None:
         self.library: KernelLibrary = load_library()
+        self.memory = PanelMemory(self.library)
         rand = torch.Generator().manual_seed(0)
 
         def matrix(outputs: int, inputs: int) -> torch.Tensor:
@@ -62,15 +63,15 @@ class Case:
         padded = -(-self.neurons // 16) * 16
         self.layer = PackedLayer(
             input_norm=self.norm,
-            qkv=pack_matrix(self.library, self.qkv),
+            qkv=pack_matrix(self.memory, self.qkv),
             qkv_bias=self.qkv_bias,
             q_norm=self.head_norm,
             k_norm=self.head_norm,
-            output=pack_matrix(self.library, self.output),
+            output=pack_matrix(self.memory, self.output),
             output_bias=self.output_bias,
             mlp_norm=self.norm,
-            gate_up=pack_gate_up(self.library, lambda: self.gate, lambda: self.up),
-            down=pack_matrix(self.library, self.down, pad_inputs_to=16),
+            gate_up=pack_gate_up(self.memory, lambda: self.gate, lambda: self.up),
+            down=pack_matrix(self.memory, self.down, pad_inputs_to=16),
             neurons=padded,
         )
         self.kv = PackedKV(self.num_blocks, self.block_size, self.kv_heads, self.head_dim)
@@ -133,7 +134,7 @@ def test_head(hidden: int, outputs: int, threads: int) -> None:
     """Norm and a product whose sizes do not fill the panels, for chosen rows."""
     case = Case(hidden)
     weight = (torch.randn(outputs, hidden) * hidden**-0.5).bfloat16()
-    panels = pack_matrix(case.library, weight)
+    panels = pack_matrix(case.memory, weight)
     for count in (1, 2, 13, 14, 40):
         x = rows(count + 3, hidden)
         chosen = torch.randperm(count + 3)[:count].int()
@@ -148,11 +149,26 @@ def test_head(hidden: int, outputs: int, threads: int) -> None:
 
 
 @compiled
+def test_panels_lie_in_huge_pages_one_behind_the_other() -> None:
+    memory = PanelMemory(load_library())
+    taken = [memory.take(panels, 448) for panels in (36, 28, 304, 3000, 5)]
+    assert [piece.shape for piece in taken] == [(n, 448, 32, 2) for n in (36, 28, 304, 3000, 5)]
+    assert taken[0].data_ptr() % (2 << 20) == 0
+    assert taken[3].data_ptr() % (2 << 20) == 0  # larger than what was left: it begins a chunk
+    for before, after in (taken[:2], taken[1:3], taken[3:]):
+        assert before.data_ptr() + before.nbytes == after.data_ptr()
+    for number, piece in enumerate(taken):
+        assert not piece.any()
+        piece.fill_(number)
+    assert [piece.unique().tolist() for piece in taken] == [[n] for n in range(5)]
+
+
+@compiled
 def test_packed_rows_are_the_rows() -> None:
     """What embeds tokens where the embedding is the packed head."""
     library = load_library()
     weight = torch.randn(77, 48).bfloat16()
-    panels = pack_matrix(library, weight)
+    panels = pack_matrix(PanelMemory(library), weight)
     assert panels.shape == (3, 24, 32, 2)
     ids = torch.tensor([0, 76, 31, 32, 32])
     found = torch.empty(5, 48)
