@@ -9,7 +9,7 @@ import torch
 from pruning.delta import Delta, LowRank, Projection
 from server.engine.delta import merged_qkv, stacked
 from server.engine.kernels.library import KernelLibrary, LayerDeltaStruct, LowRankStruct
-from server.engine.kernels.packing import LANES, PANEL, pack_gate_up, pack_matrix
+from server.engine.kernels.packing import LANES, PANEL, PanelMemory, pack_gate_up, pack_matrix
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,7 +56,7 @@ class _Packer:
     def __init__(self, library: KernelLibrary) -> None:
         self.tensors: list[torch.Tensor] = []
         self.rank_pairs = 0
-        self._library = library
+        self._memory = PanelMemory(library)
 
     def layer(
         self, layer: Mapping[Projection, LowRank], width: int, qkv_rows: tuple[int, int, int]
@@ -71,8 +71,8 @@ class _Packer:
     def _map(self, low_rank: LowRank | None, pad_inputs_to: int = 2) -> LowRankStruct:
         if low_rank is None:
             return LowRankStruct()
-        a = pack_matrix(self._library, low_rank.a.bfloat16(), pad_inputs_to)
-        return self._struct(a, pack_matrix(self._library, low_rank.b.bfloat16(), PANEL))
+        a = pack_matrix(self._memory, low_rank.a.bfloat16(), pad_inputs_to)
+        return self._struct(a, pack_matrix(self._memory, low_rank.b.bfloat16(), PANEL))
 
     def _gate_up(self, gate: LowRank | None, up: LowRank | None, width: int) -> LowRankStruct:
         if gate is None and up is None:
@@ -80,8 +80,8 @@ class _Packer:
         both = stacked([gate, up], [width, width])
         b = both.b.bfloat16().new_zeros(2 * width, -(-both.rank // PANEL) * PANEL)  # padded as `a` is
         b[:, : both.rank] = both.b
-        a = pack_matrix(self._library, both.a.bfloat16())
-        return self._struct(a, pack_gate_up(self._library, lambda: b[:width], lambda: b[width:]))
+        a = pack_matrix(self._memory, both.a.bfloat16())
+        return self._struct(a, pack_gate_up(self._memory, lambda: b[:width], lambda: b[width:]))
 
     def _struct(self, a: torch.Tensor, b: torch.Tensor) -> LowRankStruct:
         self.tensors += [a, b]
