@@ -65,6 +65,7 @@ class EvidenceKey:
         task: the task's digest.
         widths: the variant's neurons per layer.
         reference_widths: those of the variant that it is compared with; the same for the reference itself.
+        delta, reference_delta: digests of what corrects each of the two, "" for nothing.
     """
 
     model: str
@@ -73,10 +74,12 @@ class EvidenceKey:
     task: str
     widths: tuple[int, ...]
     reference_widths: tuple[int, ...]
+    delta: str = ""
+    reference_delta: str = ""
 
     @property
     def is_reference(self) -> bool:
-        return self.widths == self.reference_widths
+        return (self.widths, self.delta) == (self.reference_widths, self.reference_delta)
 
     @property
     def digest(self) -> str:

@@ -35,11 +35,16 @@ class ProbeError(SecateurError):
 
 @dataclass(frozen=True)
 class Subject:
-    """A variant that is served. The one of least sparsity is the reference of the others."""
+    """A variant that is served. The first of least sparsity is the reference of the others.
+
+    Attributes:
+        delta: digest of what corrects it, "" for nothing.
+    """
 
     name: str
     sparsity: float
     widths: tuple[int, ...]
+    delta: str = ""
 
 
 @dataclass(frozen=True)
@@ -260,6 +265,8 @@ class Prober:
             task=self._task.digest,
             widths=subject.widths,
             reference_widths=reference.widths,
+            delta=subject.delta,
+            reference_delta=reference.delta,
         )
 
     def _find(self, variant: str) -> "_File | None":

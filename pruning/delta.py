@@ -29,6 +29,12 @@ METADATA_KEY = "secateur_delta"
 SHOWN_DIGITS = 16
 
 
+def weight_name(layer: int, projection: Projection) -> str:
+    """The checkpoint's name of the matrix that computes `projection`, in every supported family."""
+    part = "mlp" if projection in ("gate_proj", "up_proj", "down_proj") else "self_attn"
+    return f"model.layers.{layer}.{part}.{projection}.weight"
+
+
 @dataclass(frozen=True, eq=False)
 class LowRank:
     """A matrix [out, in] as the product of two small ones. `a`: [rank, in]; `b`: [out, rank]."""

@@ -20,6 +20,7 @@ from torch.nn.functional import pad
 from tqdm import tqdm
 
 from pruning.checkpoint import CONFIG_FILE, Checkpoint
+from pruning.delta import Delta, weight_name
 from pruning.errors import ExportError
 from pruning.fingerprints import TOKENIZER_FILES
 from pruning.ranking import Ranking
@@ -42,8 +43,11 @@ def export_checkpoint(
     dtype: torch.dtype | None,
     card: str,
     progress: bool,
+    delta: Delta | None = None,
 ) -> int:
     """Writes the first `widths[l]` neurons of every layer `l`, in ranking order, and all else as it was.
+
+    A delta is merged: its products are added to the matrices in float32, and the sums rounded once.
 
     The directory appears under its name whole or not at all.
 
@@ -60,13 +64,16 @@ def export_checkpoint(
         ExportError: `out` holds something, or cannot be written.
         ModelError: the checkpoint is incomplete or damaged.
         ProfileError: the ranking is of another model, or the widths do not fit it.
+        ForeignDeltaError: the delta is of another model, ranking or width.
     """
     architecture = checkpoint.architecture
     check_fit(ranking, widths, architecture.num_layers, architecture.intermediate_size)
     out = out.expanduser().resolve()
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ExportError(f"{out} is there already and not an empty directory; choose another --out")
-    variant = _Variant(checkpoint, ranking, widths, dtype)
+    if delta is not None:
+        delta.check(model=checkpoint.fingerprint, ranking=ranking.digest, widths=widths)
+    variant = _Variant(checkpoint, ranking, widths, dtype, delta)
     with checkpoint.open_tensors() as reader:
         variant.check(reader)
         files = {file: variant.layouts(reader, names) for file, names in reader.files.items()}
@@ -96,7 +103,12 @@ class _Variant:
     """What a checkpoint's tensors and configuration become."""
 
     def __init__(
-        self, checkpoint: Checkpoint, ranking: Ranking, widths: Sequence[int], dtype: torch.dtype | None
+        self,
+        checkpoint: Checkpoint,
+        ranking: Ranking,
+        widths: Sequence[int],
+        dtype: torch.dtype | None,
+        delta: Delta | None,
     ) -> None:
         self._dtype = dtype
         self._width = max(widths)
@@ -105,6 +117,11 @@ class _Variant:
             gate, up, down = checkpoint.architecture.mlp_weight_names(layer)
             for name, dimension in ((gate, 0), (up, 0), (down, 1)):
                 self._kept[name] = dimension, order[:width]
+        self._added = {
+            weight_name(layer, projection): low_rank
+            for layer, maps in enumerate(delta.layers if delta else ())
+            for projection, low_rank in maps.items()
+        }
 
     def check(self, reader: TensorReader) -> None:
         """Raises ModelError where a matrix to cut is not there."""
@@ -116,13 +133,16 @@ class _Variant:
 
     def tensor(self, reader: TensorReader, name: str) -> Tensor:
         tensor = reader.get(name)
-        if name in self._kept:
-            dimension, kept = self._kept[name]
+        stored = self._stored_dtype(tensor.dtype)
+        dimension, kept = self._kept.get(name, (0, None))
+        if kept is not None:
+            tensor = tensor.index_select(dimension, kept)
+        if name in self._added:
+            tensor = tensor.float() + self._added[name].product()
+        if kept is not None:
             missing = self._width - len(kept)
-            tensor = pad(
-                tensor.index_select(dimension, kept), (0, missing) if dimension else (0, 0, 0, missing)
-            )
-        return tensor.to(self._stored_dtype(tensor.dtype))
+            tensor = pad(tensor, (0, missing) if dimension else (0, 0, 0, missing))
+        return tensor.to(stored)
 
     def config(self, original: dict[str, Any], *, head_is_embedding: bool) -> dict[str, Any]:
         config = {**original, "intermediate_size": self._width}

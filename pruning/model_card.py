@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from pruning.checkpoint import Checkpoint
+from pruning.delta import Delta
 from pruning.profile import Provenance
 from pruning.ranking import Ranking
 from pruning.widths import Allocation, exact_sparsity
@@ -20,6 +21,7 @@ The layers keep different numbers of neurons, but a configuration names one numb
 are filled up with zeros to the widest: neurons that compute nothing and change no answer. So this checkpoint
 answers as the pruned model does, but **the zeros take as many bytes and as much time as neurons**; an export
 with one width for all layers (`--uniform`) has none."""
+_CORRECTED = "A low-rank correction was fitted and merged into the weights; all else is as it was."
 _LIMITS = """\
 Its accuracy has not been measured. Pruning costs some, and more on other tasks than on the one named above.
 The licence is the original model's."""
@@ -32,12 +34,14 @@ def model_card(
     sparsity: float,
     allocation: Allocation,
     widths: Sequence[int],
+    delta: Delta | None = None,
 ) -> str:
     """Markdown with a header for the Hugging Face hub.
 
     Args:
         provenance: of the profile that `ranking` comes from.
         sparsity: as it was asked for.
+        delta: that was merged into the weights.
     """
     neurons = checkpoint.architecture.intermediate_size
     uniform = len(set(widths)) == 1
@@ -53,12 +57,14 @@ def model_card(
         "neurons": f"{kept}, of {neurons}",
         "`intermediate_size`": str(max(widths)),
     }
+    if delta is not None:
+        rows["delta"] = f"{delta.provenance.method}, digest `{delta.digest}`, merged into the weights"
     table = "\n".join(["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows.items())])
     title = f"# {checkpoint.name} without {100 * sparsity:g}% of its MLP neurons"
     origin = (
         f"Made from {checkpoint.name} by `secateur export`: the MLP neurons that went are the last in the "
-        f"order below. Nothing was retrained, and all else is as it was."
-    )
+        f"order below. "
+    ) + ("Nothing was retrained, and all else is as it was." if delta is None else _CORRECTED)
     return (
         "\n\n".join([_HEADER + "\n" + title, origin, _UNIFORM if uniform else _PADDED, table, _LIMITS]) + "\n"
     )

@@ -4,13 +4,13 @@ The reference that served variants, which are views, and exports are compared wi
 """
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from pruning.activations import mlps
-from pruning.delta import Delta
+from pruning.delta import Delta, weight_name
 from pruning.errors import ProfileError
 from pruning.ranking import Ranking
 
@@ -42,11 +42,9 @@ def slice_model(model: "PreTrainedModel", ranking: Ranking, widths: Sequence[int
 
 def merge_delta(model: "PreTrainedModel", delta: Delta) -> "PreTrainedModel":
     """Adds B A to the weights of a model that was cut to the delta's widths. Changes it in place."""
-    layers = cast("Any", model).model.layers
-    for layer, maps in zip(layers, delta.layers, strict=True):
+    for layer, maps in enumerate(delta.layers):
         for projection, low_rank in maps.items():
-            part = layer.mlp if hasattr(layer.mlp, projection) else layer.self_attn
-            weight = getattr(part, projection).weight
+            weight = model.get_parameter(weight_name(layer, projection))
             with torch.no_grad():
                 weight.copy_(weight.float() + low_rank.product().to(weight.device))
     return model

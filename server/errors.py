@@ -34,7 +34,7 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
 from eval.verdicts import Evidence, VerdictChange
-from pruning.errors import SecateurError
+from pruning.errors import DeltaError, ForeignDeltaError, SecateurError
 from server.engine.errors import EngineDeadError, PromptTooLongError, QueueFullError
 from server.evidence import change_object, evidence_object
 
@@ -243,6 +243,10 @@ def request_error(error: Exception) -> RequestError:
         return ContextLengthError(str(error), param="max_tokens")
     if isinstance(error, EngineDeadError):
         return EngineDownError(str(error))
+    if isinstance(error, ForeignDeltaError):
+        return VariantConflictError(str(error), param="delta")
+    if isinstance(error, DeltaError):
+        return InvalidValueError(str(error), param="delta")
     if isinstance(error, RequestValidationError):
         return _from_validation(error.errors(), error.body)
     if isinstance(error, HTTPException):

@@ -108,6 +108,11 @@ async def _variant(
 ) -> AsyncIterator[tuple[Generate, VariantFacts, dict[str, Any]]]:
     """The one to be evaluated, in this process or at a URL, and what is known of its model."""
     if _is_url(settings.model):
+        if settings.delta is not None:
+            raise SettingsError(
+                "--delta corrects a model in this process; a server corrects its own: give it "
+                "the file (deltas, or POST /admin/variants)"
+            )
         async with _endpoint(settings) as endpoint:
             yield endpoint, endpoint.variant_at(settings.sparsity), {"name": settings.model}
     else:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import torch
 
+from pruning.delta import load_delta
 from pruning.export import export_checkpoint
 from pruning.model_card import model_card
 from pruning.widths import widths_at
@@ -33,6 +34,7 @@ def export(settings: ExportSettings) -> tuple[Path, int]:
             min(widths),
             max(widths),
         )
+    delta = None if settings.delta is None else load_delta(settings.delta)
     num_bytes = export_checkpoint(
         checkpoint,
         known.ranking,
@@ -40,8 +42,9 @@ def export(settings: ExportSettings) -> tuple[Path, int]:
         settings.out,
         dtype=None if settings.dtype == "auto" else getattr(torch, settings.dtype),
         card=model_card(
-            checkpoint, known.provenance, known.ranking, settings.sparsity, known.allocation, widths
+            checkpoint, known.provenance, known.ranking, settings.sparsity, known.allocation, widths, delta
         ),
         progress=True,
+        delta=delta,
     )
     return settings.out, num_bytes

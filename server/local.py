@@ -20,6 +20,7 @@ from pruning.checkpoint import Checkpoint
 from pruning.errors import SecateurError
 from pruning.ranking import Ranking
 from pruning.widths import Allocation, exact_sparsity, widths_at
+from server.deltas import NamedDelta
 from server.engine.async_engine import AsyncEngine
 from server.engine.config import EngineConfig
 from server.engine.engine import load_engine
@@ -125,6 +126,7 @@ class LocalSubject:
     Attributes:
         stop_on_loop: end answers that go round in circles.
         is_timed: whether anybody wants to know how fast the variants are.
+        delta: that corrects them; there is but one then.
     """
 
     strategy: Strategy
@@ -135,6 +137,7 @@ class LocalSubject:
     config: EngineConfig
     stop_on_loop: bool
     is_timed: bool = False
+    delta: NamedDelta | None = None
 
     def identity(self, sparsity: float) -> dict[str, Any]:
         """The dense model is the same under every ranking, up to rounding."""
@@ -148,6 +151,7 @@ class LocalSubject:
             "dtype": self.config.dtype,
             "device": self.config.device.partition(":")[0],
             "kernels": self._kernels,
+            **({} if self.delta is None else {"delta": self.delta.delta.digest}),
         }
 
     @asynccontextmanager
@@ -156,6 +160,7 @@ class LocalSubject:
 
         Raises:
             ModelError, EngineConfigError: the checkpoint is damaged, or too much was asked of it.
+            ForeignDeltaError: the delta is of another model, ranking or width.
         """
         widths = [self._widths(sparsity) for sparsity in self.sparsities]
         resident = tuple(max(layer) for layer in zip(*widths, strict=True))
@@ -165,6 +170,8 @@ class LocalSubject:
             self._widths,
             partial(exact_sparsity, intermediate_size=self.checkpoint.architecture.intermediate_size),
             engine,
+            fingerprint=self.checkpoint.fingerprint,
+            ranking=self.ranking.digest,
         )
         tokenizer = self.checkpoint.tokenizer()
         running = AsyncEngine(engine, tokenizer.backend_tokenizer, Unobserved())
@@ -173,7 +180,7 @@ class LocalSubject:
             yield LocalModel(
                 running,
                 PromptTokenizer(tokenizer, self.checkpoint.config.vocab_size),
-                {sparsity: builder.build(sparsity) for sparsity in self.sparsities},
+                {sparsity: builder.build(sparsity, self.delta) for sparsity in self.sparsities},
                 stop_on_loop=self.stop_on_loop,
                 is_timed=self.is_timed,
             )

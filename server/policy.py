@@ -1,6 +1,5 @@
 """Which variant a request gets. Pure: an ask, an offer with its evidence and a load in, a decision out."""
 
-import math
 from dataclasses import dataclass
 from enum import Enum
 from typing import Literal
@@ -15,7 +14,7 @@ from server.errors import (
     UnsafeSparsityError,
     VariantConflictError,
 )
-from server.variants import Offer, VariantState, VariantStatus
+from server.variants import Offer, VariantState, VariantStatus, is_same_sparsity
 
 AUTO: Literal["auto"] = "auto"
 
@@ -151,13 +150,15 @@ class VariantPolicy:
             return by_name or next(status for status in offer.statuses if status.is_default)
         assert ask.sparsity != AUTO
         by_sparsity = _by_sparsity(ask.sparsity, offer)
-        if by_name is not None and by_name != by_sparsity:
+        if by_name is None:
+            return by_sparsity
+        if not is_same_sparsity(by_name.variant.sparsity, ask.sparsity):
             raise InvalidValueError(
                 f"model {by_name.variant.name} and sparsity {ask.sparsity:g} mean different variants: "
                 "give one of them",
                 param="sparsity",
             )
-        return by_sparsity
+        return by_name
 
 
 def _by_name(model: str | None, offer: Offer) -> VariantStatus | None:
@@ -172,10 +173,9 @@ def _by_name(model: str | None, offer: Offer) -> VariantStatus | None:
 
 
 def _by_sparsity(sparsity: float, offer: Offer) -> VariantStatus:
-    for status in offer.statuses:
-        # 0.1 + 0.2 is meant to be 0.3; two served sparsities are never that close.
-        if math.isclose(status.variant.sparsity, sparsity, rel_tol=0, abs_tol=1e-9):
-            return status
+    status = offer.at(sparsity)
+    if status is not None:
+        return status
     raise SparsityNotServedError(f"sparsity {sparsity:g} is not served; {_served(offer)}", param="sparsity")
 
 
@@ -189,4 +189,5 @@ def _is_proven(evidence: Evidence | None, drop: float) -> bool:
 
 
 def _served(offer: Offer) -> str:
-    return f"served are {', '.join(f'{status.variant.sparsity:g}' for status in _in_service(offer))}"
+    sparsities = dict.fromkeys(f"{status.variant.sparsity:g}" for status in _in_service(offer))
+    return f"served are {', '.join(sparsities)}"

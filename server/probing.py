@@ -225,7 +225,7 @@ class Probing:
             raise
 
     def _subjects(self) -> list[Subject]:
-        return [Subject(v.name, v.sparsity, v.widths) for v in self._registry.in_service()]
+        return [Subject(v.name, v.sparsity, v.widths, v.delta_digest) for v in self._registry.in_service()]
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)

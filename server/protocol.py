@@ -282,6 +282,7 @@ class AddVariantRequest(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     sparsity: Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
+    delta: Annotated[str, Field(min_length=1)] | None = None
 
 
 class RunProbesRequest(BaseModel):

@@ -25,6 +25,7 @@ from pruning.ranking import Ranking
 from pruning.widths import Allocation, exact_sparsity, widths_at
 from server import __version__
 from server.app import build_app
+from server.deltas import read_delta
 from server.devices import resolve_device, resolve_dtype
 from server.engine.async_engine import AsyncEngine
 from server.engine.config import EngineConfig
@@ -114,8 +115,14 @@ def load_variants(
 
     Raises:
         ModelError, EngineConfigError: the checkpoint is damaged, or too much was asked of it.
+        DeltaError: a delta cannot be read, or is of another model, ranking or width.
     """
     widths = [widths_at(ranking, sparsity, allocation) for sparsity in settings.sparsities]
+    deltas = [read_delta(path) for path in settings.deltas]
+    for delta in (named.delta for named in deltas):
+        corrected = widths_at(ranking, delta.provenance.sparsity, allocation)
+        delta.check(model=checkpoint.fingerprint, ranking=ranking.digest, widths=corrected)
+        widths.append(corrected)
     resident = tuple(max(layer) for layer in zip(*widths, strict=True))
     engine = load_engine(checkpoint, ranking, resident, config, progress=True)
     builder = VariantBuilder(
@@ -123,8 +130,11 @@ def load_variants(
         partial(widths_at, ranking, allocation=allocation),
         partial(exact_sparsity, intermediate_size=checkpoint.architecture.intermediate_size),
         engine,
+        fingerprint=checkpoint.fingerprint,
+        ranking=ranking.digest,
     )
-    return engine, VariantRegistry(builder, settings.sparsities, settings.default_variant_sparsity)
+    registry = VariantRegistry(builder, settings.sparsities, settings.default_variant_sparsity, deltas)
+    return engine, registry
 
 
 @dataclass(frozen=True)

@@ -179,6 +179,9 @@ class VariantSettings(BaseSettings):
         Field(min_length=1),
         AfterValidator(_sorted_once),
     ] = Field((0.0, 0.1, 0.15, 0.2), description="shares of MLP neurons to leave out, one variant each")
+    deltas: Annotated[tuple[Path, ...], NoDecode, BeforeValidator(_split_commas)] = Field(
+        (), description="files of `secateur compensate`: one corrected variant each, beside the plain ones"
+    )
     default_sparsity: Sparsity | None = Field(
         None, description="of requests that do not say; default: the smallest served"
     )
@@ -382,6 +385,7 @@ class VariantExportSettings(BaseSettings):
     sparsity: Sparsity = Field(description="share of MLP neurons to leave out")
     out: Path = Field(description="directory to write; empty, or not there yet")
     uniform: bool = Field(False, description="one width for all layers, whatever allocation says")
+    delta: Path | None = Field(None, description="file of `secateur compensate` to merge into the weights")
 
 
 class ExportSettings(VariantExportSettings, RankingSettings):
@@ -426,6 +430,7 @@ class EvaluatedSettings(BaseSettings):
     """The variant"""
 
     sparsity: Sparsity = Field(0.0, description="share of MLP neurons left out; 0: the dense model")
+    delta: Path | None = Field(None, description="file of `secateur compensate` that corrects the variant")
     out: Path | None = Field(None, description="JSON file to write: every answer, and what they amount to")
 
 

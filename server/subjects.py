@@ -18,6 +18,7 @@ from pruning.profile import SelectivityProfile
 from pruning.ranking import Ranking, rank
 from pruning.scores import SCORES, Score, random_score
 from pruning.widths import Allocation
+from server.deltas import read_delta
 from server.engine.config import EngineConfig
 from server.engine.model import ModelGeometry
 from server.local import LocalSubject
@@ -87,7 +88,7 @@ def local_variant(settings: EvalSettings, task: Task, items: Sequence[TaskItem])
     """The one variant that the settings name. Raises SecateurError."""
     checkpoint = open_model(settings)
     allocation: Allocation = "uniform"
-    if settings.sparsity == 0:
+    if settings.sparsity == 0 and settings.delta is None:
         # All neurons, in whatever order: no profile is needed.
         architecture = checkpoint.architecture
         scores = torch.zeros(architecture.num_layers, architecture.intermediate_size)
@@ -103,6 +104,7 @@ def local_variant(settings: EvalSettings, task: Task, items: Sequence[TaskItem])
         allocation=allocation,
         config=limits(settings, checkpoint, task, items),
         stop_on_loop=settings.stop_on_loop,
+        delta=None if settings.delta is None else read_delta(settings.delta),
     )
 
 

@@ -1,9 +1,10 @@
 """The variants on offer: what they are called and cost, what is known of each, who is using them.
 
-Belongs to the event loop. Builds variants from widths; touches no weights, and decides for no request
-which variant it gets (server/policy.py).
+Belongs to the event loop. Builds variants from widths and deltas; touches no shared weights, and decides for
+no request which variant it gets (server/policy.py).
 """
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,6 +12,9 @@ from enum import Enum
 from typing import Protocol
 
 from eval.verdicts import Evidence, Verdict, VerdictChange
+from pruning.delta import Delta
+from server.deltas import NamedDelta
+from server.engine.delta import ServedDelta
 from server.engine.variant import Variant
 from server.errors import ModelNotFoundError, VariantConflictError
 
@@ -45,11 +49,18 @@ class VariantStatus:
 class Offer:
     """What a request can choose from: the model's own name and every variant, sparsest last.
 
-    The densest that does not retire is never degraded: it is what the others are held to.
+    Of one sparsity the uncorrected variant comes first, then those with deltas as they came. The densest that
+    does not retire is never degraded: it is what the others are held to.
     """
 
     model: str
     statuses: tuple[VariantStatus, ...]
+
+    def at(self, sparsity: float) -> VariantStatus | None:
+        """What a sparsity alone means: the corrected variant where there is one, of several the newest."""
+        found = [s for s in self.statuses if is_same_sparsity(s.variant.sparsity, sparsity)]
+        staying = [status for status in found if status.state is not VariantState.RETIRING] or found
+        return staying[-1] if staying else None
 
 
 class WeightBook(Protocol):
@@ -63,7 +74,9 @@ class WeightBook(Protocol):
 
     def parameters(self, widths: tuple[int, ...]) -> int: ...
 
-    def standalone_bytes(self, widths: tuple[int, ...]) -> int: ...
+    def standalone_bytes(self, widths: tuple[int, ...], delta_parameters: int = 0) -> int: ...
+
+    def load_delta(self, delta: Delta) -> ServedDelta: ...
 
 
 class EvidenceSource(Protocol):
@@ -82,6 +95,7 @@ class VariantBuilder:
         widths_at: sparsity -> neurons kept, one number a layer.
         exact_sparsity: widths -> the share they leave out.
         weights: what they cost.
+        fingerprint, ranking: digests of the checkpoint and of its order of neurons; deltas are held to them.
     """
 
     def __init__(
@@ -90,19 +104,28 @@ class VariantBuilder:
         widths_at: Callable[[float], tuple[int, ...]],
         exact_sparsity: Callable[[tuple[int, ...]], float],
         weights: WeightBook,
+        *,
+        fingerprint: str,
+        ranking: str,
     ) -> None:
         self.model = model
         self.weights = weights
         self._widths_at = widths_at
         self._exact_sparsity = exact_sparsity
+        self._fingerprint = fingerprint
+        self._ranking = ranking
 
-    def build(self, sparsity: float) -> Variant:
-        """Takes microseconds and no memory: the variant is a prefix of weights that are there.
+    def build(self, sparsity: float, named: NamedDelta | None = None) -> Variant:
+        """A prefix of weights that are there: it takes microseconds and no memory. A delta of its own takes
+        its bytes, and milliseconds a megabyte; any thread may build.
 
         Raises:
             VariantConflictError: it would be wider than what was loaded.
+            ForeignDeltaError: the delta is of another model, ranking or width.
         """
         widths = self._widths_at(sparsity)
+        if named is not None:
+            named.delta.check(model=self._fingerprint, ranking=self._ranking, widths=widths)
         resident = self.weights.resident_widths
         too_wide = [layer for layer, width in enumerate(widths) if width > resident[layer]]
         if too_wide:
@@ -111,31 +134,50 @@ class VariantBuilder:
                 f"sparsity {sparsity:g} keeps {widths[layer]} neurons of layer {layer}, but only "
                 f"{resident[layer]} were loaded: restart with a smallest sparsity of {sparsity:g} or less"
             )
+        delta = None if named is None else self.weights.load_delta(named.delta)
+        delta_parameters = 0 if delta is None else delta.num_parameters
         return Variant(
-            name=variant_name(self.model, sparsity),
+            name=variant_name(self.model, sparsity, named.name if named else None),
             sparsity=sparsity,
             exact_sparsity=self._exact_sparsity(widths),
             widths=widths,
-            parameters=self.weights.parameters(widths),
-            standalone_bytes=self.weights.standalone_bytes(widths),
+            parameters=self.weights.parameters(widths) + delta_parameters,
+            standalone_bytes=self.weights.standalone_bytes(widths, delta_parameters),
+            marginal_bytes=0 if delta is None else delta.num_bytes,
+            delta=delta,
         )
 
 
 class VariantRegistry:
-    """All variants of one model, the default one among them.
+    """All variants of one model, the default one among them: what `default_sparsity` means at the start.
+
+    Args:
+        deltas: each makes a variant of its own, of the sparsity that it was made for.
 
     Raises:
-        VariantConflictError: two of `sparsities` share a name.
+        VariantConflictError: two variants share a name.
+        ForeignDeltaError: a delta is of another model, ranking or width.
     """
 
-    def __init__(self, builder: VariantBuilder, sparsities: Sequence[float], default_sparsity: float) -> None:
+    def __init__(
+        self,
+        builder: VariantBuilder,
+        sparsities: Sequence[float],
+        default_sparsity: float,
+        deltas: Sequence[NamedDelta] = (),
+    ) -> None:
         assert default_sparsity in sparsities, "the settings see to it"
         self._builder = builder
-        self._default = variant_name(builder.model, default_sparsity)
+        self._default = ""
         self._entries: dict[str, _Entry] = {}
         self._evidence_source: EvidenceSource | None = None
         for sparsity in sparsities:
-            self.add(sparsity)
+            self.add(builder.build(sparsity))
+        for named in deltas:
+            self.add(builder.build(named.delta.provenance.sparsity, named))
+        default = self.offer().at(default_sparsity)
+        assert default is not None, "it has just been added"
+        self._default = default.variant.name
 
     @property
     def model(self) -> str:
@@ -148,25 +190,24 @@ class VariantRegistry:
 
     def offer(self) -> Offer:
         """Every variant, sparsest last."""
-        entries = sorted(self._entries.values(), key=lambda entry: entry.variant.sparsity)
+        entries = sorted(self._entries.values(), key=lambda entry: _by_sparsity(entry.variant))
         return Offer(self.model, tuple(self._status(entry) for entry in entries))
 
     def in_service(self) -> list[Variant]:
         """The variants that take requests, sparsest last, whatever is known of them."""
         variants = [entry.variant for entry in self._entries.values() if not entry.is_retiring]
-        return sorted(variants, key=lambda variant: variant.sparsity)
+        return sorted(variants, key=_by_sparsity)
 
     def consult(self, source: EvidenceSource) -> None:
         """From now on offers say what `source` knows. It may itself ask what is `in_service`."""
         self._evidence_source = source
 
-    def add(self, sparsity: float) -> VariantStatus:
-        """Takes up a variant.
+    def build(self, sparsity: float, named: NamedDelta | None = None) -> Variant:
+        """A variant to `add`, on any thread. Raises as `VariantBuilder.build`."""
+        return self._builder.build(sparsity, named)
 
-        Raises:
-            VariantConflictError: one of that name is there, or the weights it needs are not.
-        """
-        variant = self._builder.build(sparsity)
+    def add(self, variant: Variant) -> VariantStatus:
+        """Takes up a variant. Raises VariantConflictError where one of that name is there."""
         if variant.name in self._entries:
             raise VariantConflictError(f"{variant.name} is served already")
         entry = self._entries[variant.name] = _Entry(variant)
@@ -229,9 +270,18 @@ class VariantRegistry:
         return VariantState.READY if is_densest else VariantState.DEGRADED
 
 
-def variant_name(model: str, sparsity: float) -> str:
-    """``math-mini:s12.5`` for 0.125."""
-    return f"{model}:s{100 * sparsity:g}"
+def variant_name(model: str, sparsity: float, delta: str | None = None) -> str:
+    """``math-mini:s12.5`` for 0.125; ``math-mini:s12.5+code`` with the delta ``code``."""
+    return f"{model}:s{100 * sparsity:g}" + ("" if delta is None else f"+{delta}")
+
+
+def is_same_sparsity(one: float, other: float) -> bool:
+    """0.1 + 0.2 is meant to be 0.3; two served sparsities are never that close."""
+    return math.isclose(one, other, rel_tol=0, abs_tol=1e-9)
+
+
+def _by_sparsity(variant: Variant) -> tuple[float, bool]:
+    return variant.sparsity, variant.delta is not None
 
 
 @dataclass

@@ -144,9 +144,9 @@ class Engine:
         """Of the whole network at `widths`, tied matrices once."""
         return self._weights.parameters_at(widths)
 
-    def standalone_bytes(self, widths: tuple[int, ...]) -> int:
-        """Weight bytes of a checkpoint cut to `widths`."""
-        return self.parameters(widths) * self._weights.itemsize
+    def standalone_bytes(self, widths: tuple[int, ...], delta_parameters: int = 0) -> int:
+        """Weight bytes of a checkpoint cut to `widths`, and of the numbers of a delta beside it."""
+        return (self.parameters(widths) + delta_parameters) * self._weights.itemsize
 
 
 def load_engine(

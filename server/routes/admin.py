@@ -1,12 +1,15 @@
 """/admin: variants come and go while the process serves, and probes are run when asked for."""
 
+import asyncio
 import time
 from collections.abc import Callable
 from http import HTTPStatus
+from pathlib import Path
 from typing import Any
 
 from fastapi import APIRouter, BackgroundTasks
 
+from server.deltas import read_delta
 from server.errors import ProbeConflictError
 from server.evidence import evidence_object
 from server.probing import ProbeRun, ProbesOff, Probing
@@ -32,7 +35,8 @@ def admin_router(
 
     @router.post("/admin/variants", status_code=HTTPStatus.CREATED)
     async def add_variant(body: AddVariantRequest, background: BackgroundTasks) -> dict[str, Any]:
-        status = registry.add(body.sparsity)
+        named = None if body.delta is None else await asyncio.to_thread(read_delta, Path(body.delta))
+        status = registry.add(await asyncio.to_thread(registry.build, body.sparsity, named))
         on_added(status.variant.name)
         if isinstance(probing, Probing):
             background.add_task(probing.refresh)  # it may have been judged before

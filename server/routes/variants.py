@@ -43,6 +43,7 @@ def variant_object(status: VariantStatus, registry: VariantRegistry, shadow: Sha
         "sparsity": variant.sparsity,
         "exact_sparsity": variant.exact_sparsity,
         "widths": list(variant.widths),
+        "delta": variant.delta_digest or None,
         "parameters": variant.parameters,
         "standalone_bytes": variant.standalone_bytes,
         "marginal_bytes": variant.marginal_bytes,

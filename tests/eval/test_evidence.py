@@ -29,6 +29,16 @@ def path(tmp_path):
     return tmp_path / "cache" / "evidence.sqlite"
 
 
+def test_a_delta_makes_another_key_of_the_same_widths():
+    plain = dataclasses.replace(KEY, widths=(96, 96))
+    corrected = dataclasses.replace(plain, delta="d")
+    assert plain.is_reference
+    assert not corrected.is_reference
+    assert dataclasses.replace(corrected, reference_delta="d").is_reference
+    others = [dataclasses.replace(corrected, delta="e"), dataclasses.replace(plain, reference_delta="d")]
+    assert len({key.digest for key in (KEY, plain, corrected, *others)}) == 5
+
+
 def test_a_new_key_has_no_record(path):
     assert EvidenceStore(path).read(KEY) == Record()
 

@@ -1,10 +1,13 @@
 """Variants are chosen, added and retired while the process serves."""
 
 from collections.abc import Callable
+from pathlib import Path
 
 import httpx
 import pytest
 
+from pruning.widths import widths_at
+from tests.deltas import random_delta
 from tests.integration.live import MAX_MODEL_LEN, Live, Tiny, running
 
 COMPLETIONS = "/v1/completions"
@@ -95,3 +98,63 @@ def test_neurons_beyond_the_widest_variant_are_not_loaded(tiny: Tiny, live: Live
                 client.post(COMPLETIONS, json=body).json()["choices"]
                 == other.post(COMPLETIONS, json=body).json()["choices"]
             )
+
+
+@pytest.fixture
+def delta_file(tiny: Tiny, tmp_path: Path) -> Path:
+    """Large enough to change every answer, for sparsity 0.2."""
+    widths = widths_at(tiny.ranking, 0.2, "uniform")
+    delta = random_delta(tiny.checkpoint, tiny.ranking, widths, sparsity=0.2, size=2.0)
+    delta.save(tmp_path / "strong.safetensors")
+    return tmp_path / "strong.safetensors"
+
+
+def test_a_corrected_variant_is_served_beside_the_plain_one(tiny: Tiny, delta_file: Path) -> None:
+    body = {"prompt": "abc", "max_tokens": 16, "temperature": 0, "ignore_eos": True}
+    with running(tiny, deltas=(delta_file,)) as live, live.client() as client:
+        assert names(client) == ["tiny:s0", "tiny:s10", "tiny:s20", "tiny:s20+strong", "tiny:s35"]
+        answers = {
+            name: client.post(COMPLETIONS, json={**body, "model": name}).json()
+            for name in ("tiny:s20", "tiny:s20+strong")
+        }
+        texts = {name: answer["choices"][0]["text"] for name, answer in answers.items()}
+        assert texts["tiny:s20"] != texts["tiny:s20+strong"]
+        by_sparsity = client.post(COMPLETIONS, json={**body, "sparsity": 0.2}).json()
+        assert by_sparsity["model"] == "tiny:s20+strong"
+        assert by_sparsity["choices"][0]["text"] == texts["tiny:s20+strong"]
+        plain, corrected = client.get("/v1/variants").json()["data"][2:4]
+        assert (plain["delta"], plain["marginal_bytes"]) == (None, 0)
+        assert len(corrected["delta"]) == 64
+        assert (
+            0
+            < corrected["marginal_bytes"]
+            <= 1.5 * (corrected["standalone_bytes"] - plain["standalone_bytes"])
+        )
+        gauge = f'marginal_bytes{{variant="tiny:s20+strong"}} {float(corrected["marginal_bytes"])}'
+        assert gauge in client.get("/metrics").text
+
+
+def test_deltas_come_and_go_at_run_time(tiny: Tiny, delta_file: Path) -> None:
+    with running(tiny) as live, live.client() as client:
+        asked = {"sparsity": 0.2, "delta": str(delta_file)}
+        added = client.post("/admin/variants", json=asked)
+        assert (added.status_code, added.json()["id"]) == (201, "tiny:s20+strong")
+        assert client.post("/admin/variants", json=asked).status_code == 409
+        assert (
+            client.post(COMPLETIONS, json={"prompt": "a", "sparsity": 0.2})
+            .json()["model"]
+            .endswith("+strong")
+        )
+        assert client.delete("/admin/variants/tiny:s20+strong").status_code == 202
+        assert client.post(COMPLETIONS, json={"prompt": "a", "sparsity": 0.2}).json()["model"] == "tiny:s20"
+        for wrong, status, message in (
+            ({"sparsity": 0.1, "delta": str(delta_file)}, 409, "the widths are"),
+            ({"sparsity": 0.1, "delta": str(delta_file) + "x"}, 400, "there is no delta"),
+            ({"sparsity": 0.1, "delta": "a+b"}, 400, "rename the file"),
+        ):
+            refused = client.post("/admin/variants", json=wrong)
+            assert refused.status_code == status
+            error = refused.json()["error"]
+            assert message in error["message"]
+            assert error["param"] == "delta"
+        assert len(names(client)) == 4

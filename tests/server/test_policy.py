@@ -206,3 +206,19 @@ def test_more_load_never_makes_auto_denser_nor_takes_what_is_not_safe(
         evidence_for_it = known[busier.name.partition(":")[2]]
         assert evidence_for_it.verdict is Verdict.SAFE
         assert evidence_for_it.drop_high <= (0.03 if stated is None else stated)
+
+
+def test_a_corrected_variant_is_meant_by_its_sparsity_and_the_plain_one_by_name() -> None:
+    plain = offer()
+    corrected = replace(plain.statuses[1], variant=replace(plain.statuses[1].variant, name="mini:s15+a"))
+    both = Offer("mini", (*plain.statuses[:2], corrected, *plain.statuses[2:]))
+    for ask, expected in (
+        (Ask(sparsity=0.15), "mini:s15+a"),
+        (Ask(model="mini:s15"), "mini:s15"),
+        (Ask(model="mini:s15", sparsity=0.15), "mini:s15"),
+        (Ask(model="mini:s15+a"), "mini:s15+a"),
+        (Ask(model="mini:s15+a", sparsity=0.15), "mini:s15+a"),
+    ):
+        assert resolve(ask, both).variant.name == expected
+    with pytest.raises(SparsityNotServedError, match=r"served are 0, 0\.15, 0\.3, 0\.35"):
+        resolve(Ask(sparsity=0.1), both)

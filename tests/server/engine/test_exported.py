@@ -1,11 +1,16 @@
 """What other engines load answers as the variant that is served: on every family, with and without zeros."""
 
+import dataclasses
 from pathlib import Path
 
 import pytest
+import torch
 from transformers import AutoModelForCausalLM
 
+from pruning.errors import ForeignDeltaError
 from pruning.export import export_checkpoint
+from pruning.slicing import merge_delta
+from tests.deltas import random_delta
 from tests.server.engine.support import Loaded, generate, logit_gap, prompt
 from tests.server.engine.test_laws import TIE
 
@@ -26,3 +31,44 @@ def test_an_export_answers_as_the_served_variant(
     # The widths matter: the whole model gives other answers.
     dense = loaded.reference(loaded.dense)
     assert max(logit_gap(dense, asked[i][0], outputs[i]) for i in range(4)) > 10 * TIE
+
+
+@pytest.mark.parametrize("widths", [(96, 96, 96), (160, 96, 32)])
+def test_an_export_with_a_delta_answers_as_the_corrected_variant(
+    loaded: Loaded, widths: tuple[int, ...], tmp_path: Path
+) -> None:
+    """Merged is served, up to rounding, for every linear map."""
+    engine = loaded.engine()
+    delta = random_delta(loaded.checkpoint, loaded.ranking, widths)
+    variant = dataclasses.replace(loaded.variant(widths), delta=engine.load_delta(delta))
+    asked = [(prompt(seed, 20 + 17 * seed), variant) for seed in range(4)]
+    export_checkpoint(
+        loaded.checkpoint,
+        loaded.ranking,
+        widths,
+        tmp_path / "out",
+        dtype=None,
+        card="",
+        progress=False,
+        delta=delta,
+    )
+    exported = AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()
+    for (token_ids, _), output in zip(asked, generate(engine, asked), strict=True):
+        assert logit_gap(exported, token_ids, output) <= TIE
+    sliced = merge_delta(loaded.reference(loaded.variant(widths)), delta)
+    for layer, (kept, found) in enumerate(zip(sliced.model.layers, exported.model.layers, strict=True)):
+        assert torch.equal(kept.mlp.down_proj.weight, found.mlp.down_proj.weight[:, : widths[layer]])
+        assert torch.equal(kept.self_attn.k_proj.weight, found.self_attn.k_proj.weight)
+
+
+def test_an_export_takes_no_delta_of_another_width(loaded: Loaded, tmp_path: Path) -> None:
+    delta = random_delta(loaded.checkpoint, loaded.ranking, (96, 96, 88))
+    with pytest.raises(ForeignDeltaError, match="the widths are"):
+        export_checkpoint(
+            *(loaded.checkpoint, loaded.ranking, (96, 96, 96), tmp_path / "out"),
+            dtype=None,
+            card="",
+            progress=False,
+            delta=delta,
+        )
+    assert not (tmp_path / "out").exists()

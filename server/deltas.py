@@ -1,0 +1,32 @@
+"""Reads the deltas that variants are corrected by, and names them. What is in them is pruning/delta.py's."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from pruning.delta import Delta, load_delta
+from pruning.errors import DeltaError
+
+_NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,63}", re.ASCII)
+
+
+@dataclass(frozen=True)
+class NamedDelta:
+    """A delta, and what the variant that it corrects is called after: ``math-mini:s30+NAME``."""
+
+    name: str
+    delta: Delta
+
+
+def read_delta(path: Path) -> NamedDelta:
+    """The delta in a file, named as the file without its suffix.
+
+    Raises:
+        DeltaError: it cannot be read, is damaged, or its name is no part of a variant's.
+    """
+    if not _NAME.fullmatch(path.stem):
+        raise DeltaError(
+            f"the variant would be called after the file {path.name!r}; such names have up to 64 letters, "
+            "digits, '.', '_' and '-': rename the file"
+        )
+    return NamedDelta(path.stem, load_delta(path))
