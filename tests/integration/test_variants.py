@@ -158,3 +158,24 @@ def test_deltas_come_and_go_at_run_time(tiny: Tiny, delta_file: Path) -> None:
             assert message in error["message"]
             assert error["param"] == "delta"
         assert len(names(client)) == 4
+
+
+def test_a_delta_may_be_wider_than_the_plain_variants(tiny: Tiny, delta_file: Path) -> None:
+    only = {"sparsities": (0.35,), "deltas": (delta_file,), "allow_unsafe": True}
+    with running(tiny, **only) as live, live.client() as client:
+        assert names(client) == ["tiny:s20+strong", "tiny:s35"]
+        answer = client.post(COMPLETIONS, json={"prompt": "a", "sparsity": 0.2})
+        assert answer.json()["model"] == "tiny:s20+strong"
+
+
+def test_a_corrected_variant_is_judged_by_itself(
+    tiny: Tiny, delta_file: Path, eventually: Callable[[Callable[[], bool]], None]
+) -> None:
+    with running(tiny, deltas=(delta_file,)) as live, live.client() as client:
+        asked = {"variants": ["tiny:s20+strong"], "items": 1}
+        assert client.post("/admin/probes/run", json=asked).status_code == 202
+        eventually(lambda: client.get("/admin/probes/run").json()["state"] == "done")
+        known = {v["id"]: v["evidence"] for v in client.get("/v1/variants").json()["data"]}
+        items = {name: evidence and evidence["items"] for name, evidence in known.items()}
+        assert items["tiny:s20+strong"] == 1
+        assert not items["tiny:s20"], "the same widths, and another network"

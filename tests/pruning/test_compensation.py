@@ -86,6 +86,48 @@ def test_what_is_reported_is_what_the_merged_model_does(family: str, tmp_path: P
     assert {m.a.dtype for layer in delta.layers for m in layer.values()} == {torch.bfloat16}
 
 
+def test_the_first_layer_is_the_dense_solve(tiny: Checkpoint, tmp_path: Path) -> None:
+    """Where nothing was pruned before: by least squares over all tokens, λ chosen on two sequences of ten."""
+    whole = dataclasses.replace(SETTINGS, rank=40)  # as the first layer's width: nothing is truncated
+    fitting = compensate(tiny, ranking(), (40, 192, 64), 0.3, DATA, whole, tmp_path, progress=False)
+    found = fitting.layers[0]["down_proj"].product().double()
+    answers = json.loads((tmp_path / "answers.json").read_text())["token_ids"]
+    model = AutoModelForCausalLM.from_pretrained(tiny.path, dtype=torch.float32).eval()
+    layer, kept = model.model.layers[0], ranking().permutation[0, :40]
+    seen: list[torch.Tensor] = []
+    layer.post_attention_layernorm.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0][0]))
+    for message, answer in zip(DATA.target, answers, strict=True):
+        chat = [{"role": "user", "content": message}]
+        prompt = tiny.tokenizer().apply_chat_template(chat, add_generation_prompt=True, return_dict=False)
+        with torch.no_grad():
+            model(torch.tensor([prompt + answer[:-1]]))
+
+    def rows(indices: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
+        """h and what is missing, each token scaled by the root of its weight."""
+        stream = torch.cat([seen[index] for index in indices])
+        with torch.no_grad():
+            x = layer.post_attention_layernorm(stream)
+            h = (F.silu(layer.mlp.gate_proj(x)) * layer.mlp.up_proj(x))[:, kept]
+            missing = layer.mlp(x) - h @ layer.mlp.down_proj.weight[:, kept].T
+        scale = stream.square().mean(1, keepdim=True).rsqrt()
+        return (h * scale).double(), (missing * scale).double()
+
+    def solved(indices: list[int], ridge: float) -> torch.Tensor:
+        h, missing = rows(indices)
+        penalty = ridge * h.square().sum() / h.shape[1] * torch.eye(h.shape[1], dtype=torch.float64)
+        return torch.linalg.solve(h.T @ h + penalty, h.T @ missing).T
+
+    judged = [index for index in range(20) if index % 10 in (1, 2)]
+    fitted = [index for index in range(20) if index % 10 > 2]
+
+    def left(ridge: float) -> float:
+        h, missing = rows(judged)
+        return float((missing - h @ solved(fitted, ridge).T).square().sum())
+
+    expected = solved(fitted + judged, min(compensation.RIDGES, key=left))
+    assert (found - expected).norm() < 0.01 * expected.norm()  # in bfloat16
+
+
 def test_an_interrupted_fit_goes_on_to_the_same_delta(
     tiny: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
