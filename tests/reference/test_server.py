@@ -36,7 +36,8 @@ def server(model_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     """Profiled on a handful of questions, as an operator would start it."""
     work = tmp_path_factory.mktemp("serve")
     for name, template in (("target", "What is {n} + {n}?"), ("distractor", "Spell the number {n}.")):
-        lines = (json.dumps({"prompt": template.format(n=n)}) for n in range(8))
+        # Half of a file is for calibration: about 12 of 24, enough for the 8 below.
+        lines = (json.dumps({"prompt": template.format(n=n)}) for n in range(24))
         (work / f"{name}.jsonl").write_text("\n".join(lines), encoding="utf-8")
     common = ["--model", str(model_path), "--task", "sums", "--cache-dir", str(work / "cache")]
     command = [sys.executable, "-m", "server"]
