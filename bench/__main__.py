@@ -79,7 +79,7 @@ async def run(arguments: argparse.Namespace) -> dict[str, Any]:
         result["memory"]["peak_bytes"] = server.peak_bytes()
         result["variants"] = await _variants(server)
         result["adding"] = await _adding(server)
-    guessing = secateur(model, [*options, "--prompt-lookup-tokens", "8"])
+    guessing = secateur(model, [*options, "--prompt-lookup-tokens", "12"])
     async with contender("secateur, prompt lookup", [guessing], workloads, LOGS) as ours:
         await measure.warm_up(ours.clients, ours.workloads)
         compared = await compare([ours], {"W1": partial(_single_stream, 0.0)}, arguments.rounds)

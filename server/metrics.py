@@ -72,6 +72,10 @@ class Metrics:
             "secateur_prefix_cache_queries", "Prompt tokens looked up in the prefix cache."
         )
         self._prefix_hits = self._counter("secateur_prefix_cache_hits", "Prompt tokens found there.")
+        self._guessed_tokens = self._counter(
+            "secateur_guessed_tokens", "Tokens guessed ahead by prompt lookup, and computed."
+        )
+        self._right_guesses = self._counter("secateur_right_guesses", "Those of them that came true.")
         self._preemptions = self._counter(
             "secateur_preemptions", "Answers thrown out of the KV cache to be computed again."
         )
@@ -178,6 +182,8 @@ class Metrics:
             self._background_tokens.labels(variant).inc(num_tokens)
         self._prefix_queries.inc(stats.prefix_queries)
         self._prefix_hits.inc(stats.prefix_hits)
+        self._guessed_tokens.inc(stats.guessed_tokens)
+        self._right_guesses.inc(stats.right_guesses)
         self._preemptions.inc(stats.preemptions)
 
     def tokens(self, variant: str, count: int, *, first: bool, seconds: float) -> None:

@@ -230,9 +230,9 @@ class EngineSettings(BaseSettings):
         512, ge=1, description="tokens of one step, prompt and output together"
     )
     max_waiting: int = Field(256, ge=0, description="requests that wait; one more is a 429")
-    # With 8 rows a step still takes about as long as with one: it waits for the weights.
+    # With 12 rows a step still takes about as long as with one: it waits for the weights.
     prompt_lookup_tokens: int = Field(
-        8, ge=0, description="steps of fewer tokens guess greedy answers ahead, up to so many; 0: never"
+        12, ge=0, description="steps of fewer tokens guess greedy answers ahead, up to so many; 0: never"
     )
     prefix_caching: bool = Field(True, description="keep the KV of finished requests for prompts alike")
     kernels: Literal["auto", "torch"] = Field(

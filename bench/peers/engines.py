@@ -13,7 +13,7 @@ MAX_NUM_SEQS = 128  # the most requests at once that are measured
 _SERVER = Path(__file__).with_name("openvino_server.py")
 
 # What prompt lookup may guess in a step, and the n-gram that it looks for: as ours.
-GUESSED_TOKENS, NGRAM = 7, 3
+GUESSED_TOKENS, NGRAM = 11, 3
 
 # (where the peers are, checkpoint, whether it guesses by prompt lookup) -> how to start it
 Engine = Callable[[Peers, Path, bool], Launch]

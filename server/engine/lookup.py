@@ -11,16 +11,15 @@ from itertools import cycle, islice
 
 from server.engine.request import Request
 
-NGRAM = 3  # tokens that must agree: with 2, half as many guesses come true
+NGRAM = 3  # tokens that must agree
 
 
 class Lookup:
-    """The n-grams of one request, and how far its guesses have come true of late."""
+    """The n-grams of one request."""
 
     def __init__(self) -> None:
         self._followers: dict[tuple[int, ...], int] = {}  # n-gram -> position of the token after it
         self._num_indexed = 0
-        self._reach = 2
 
     def guess(self, request: Request, limit: int) -> tuple[int, ...]:
         """Up to `limit` tokens that may come next; none where the last `NGRAM` tokens are new."""
@@ -31,11 +30,7 @@ class Lookup:
             return ()
         followed = request.slice_tokens(start, end)
         # Behind the end come the guesses themselves, so a text that repeats itself goes on doing so.
-        return tuple(islice(cycle(followed), min(limit, self._reach)))
-
-    def learn(self, num_guessed: int, num_right: int) -> None:
-        """Reaches further after guesses that came true, less far after others."""
-        self._reach = max(1, 2 * num_right) if num_right < num_guessed else max(self._reach, 2 * num_right)
+        return tuple(islice(cycle(followed), limit))
 
     def _index(self, request: Request, end: int) -> None:
         """Takes in the n-grams that end before `end`: the last one has nothing after it yet."""

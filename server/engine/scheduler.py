@@ -191,6 +191,7 @@ class Scheduler:
                 continue
             new = self._new_tokens(item, chosen)
             request.num_computed_tokens += max(0, len(new) - 1)  # the guesses among them
+            self._return_surplus(request)
             self._remember_full_blocks(request)
             reason = new[-1][1] if new else self._finish_reason(request, None)
             if reason is not None:
@@ -205,8 +206,6 @@ class Scheduler:
         """Adds to the output what was chosen, up to the first wrong guess or the end of the answer."""
         request = item.request
         right = num_right(item.guesses, chosen)
-        if item.guesses:
-            self._lookups[request].learn(len(item.guesses), right)
         new: list[tuple[int, FinishReason | None]] = []
         for token_id in chosen[: right + 1]:
             request.output_token_ids.append(token_id)
@@ -316,9 +315,15 @@ class Scheduler:
         request.num_computed_tokens = 0
         request.num_remembered_blocks = 0
 
+    def _return_surplus(self, request: Request) -> None:
+        """Gives back the blocks that only wrong guesses needed."""
+        needed = self._pool.blocks_for(request.num_computed_tokens)
+        self._pool.release(request.block_table[needed:])
+        del request.block_table[needed:]
+
     def _num_missing_blocks(self, request: Request, num_tokens: int) -> int:
         needed = self._pool.blocks_for(request.num_computed_tokens + num_tokens)
-        return max(0, needed - len(request.block_table))  # a wrong guess may have left one more
+        return needed - len(request.block_table)
 
     def _finish_reason(self, request: Request, token_id: int | None) -> FinishReason | None:
         sampling = request.sampling

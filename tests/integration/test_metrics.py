@@ -193,3 +193,14 @@ def test_the_docs_list_every_metric_its_type_and_labels(
         labels = {label for sample in family.samples for label in sample.labels} - {"le"}
         told[name] = (kind, labels)
     assert told == documented
+
+
+def test_guesses_that_come_true_are_counted(tiny: Tiny) -> None:
+    body = {"prompt": "abcabcabcabcabc", "max_tokens": 48, "temperature": 0, "ignore_eos": True}
+    with running(tiny, prompt_lookup_tokens=12) as live, live.client() as client:
+        answer = client.post(COMPLETIONS, json=body).json()
+        samples = scrape(client)
+    right = samples["secateur_right_guesses_total", frozenset()]
+    steps = samples["secateur_step_seconds_count", frozenset()]
+    assert 0 < right <= samples["secateur_guessed_tokens_total", frozenset()]
+    assert steps + right == answer["usage"]["completion_tokens"]
