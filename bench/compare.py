@@ -83,7 +83,7 @@ async def compare(contenders: Sequence[Contender], cells: Mapping[str, Cell], ro
         "limits": readings,
         "contenders": {
             c.name: {
-                "commands": [" ".join(server.launch.command) for server in c.servers],
+                "commands": [_portable(server.launch.command) for server in c.servers],
                 "ready_seconds": [server.ready_seconds for server in c.servers],
                 "resident_bytes": resident[c.name],
                 "idle_cores": max(idle[c.name], default=0.0),
@@ -107,3 +107,8 @@ def _paused(servers: Sequence[Server]) -> Iterator[None]:
 
 def _cpu_seconds(contender: Contender) -> float:
     return sum(server.cpu_seconds() for server in contender.servers)
+
+
+def _portable(command: Sequence[str]) -> str:
+    """A command as it can be read elsewhere: without where this checkout and this home happen to lie."""
+    return " ".join(command).replace(str(Path.cwd()), ".").replace(str(Path.home()), "~")
