@@ -1,10 +1,7 @@
 """`python -m bench`: starts a server and measures it alone: W1 to W4, what pruning brings, what it holds."""
 
 import argparse
-import asyncio
-import json
 import shlex
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -21,7 +18,7 @@ from bench.compare import Cell, Contender, compare, contender
 from bench.costs import Geometry
 from bench.environment import provenance
 from bench.gateway import sample, watched
-from bench.servers import Launch, Server, run_to_end, running, secateur
+from bench.servers import LOGS, Launch, Server, print_result, running, secateur
 from bench.workloads import CONCURRENCY, Workloads
 
 DEFAULT_MODEL = Path("~/.cache/reference-models/coder-0.5b")
@@ -29,7 +26,6 @@ MIXED = (0.0, 0.1, 0.2, 0.35)  # of W4
 PRUNED = (0.1, 0.2, 0.3, 0.4, 0.5)  # W1 and W2 at each, beside the dense model
 ADDED = tuple(round(0.015 + 0.02 * i, 3) for i in range(20))  # variants that are served beside those
 STARTS = 3
-LOGS = Path("~/.cache/secateur/bench-logs").expanduser()
 
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
@@ -148,15 +144,7 @@ async def _adding(server: Server) -> dict[str, Any]:
 
 def main() -> None:
     arguments = parse_arguments()
-    try:
-        result = run_to_end(run(arguments))
-    except (BenchError, httpx.HTTPError, asyncio.CancelledError) as error:
-        sys.exit(f"bench: {str(error) or 'ended by a signal'}")
-    text = json.dumps(result, indent=1)
-    if arguments.out:
-        arguments.out.parent.mkdir(parents=True, exist_ok=True)
-        arguments.out.write_text(text + "\n", encoding="utf-8")
-    print(text)
+    print_result(run(arguments), arguments.out)
 
 
 if __name__ == "__main__":

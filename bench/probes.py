@@ -4,26 +4,20 @@ A probe's items come in lots, so each figure is the mean over several W2 in a ro
 """
 
 import argparse
-import asyncio
-import json
-import sys
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-import httpx
 from tokenizers import Tokenizer
 
 from bench import measure
-from bench.client import BenchError
 from bench.compare import Contender, compare, contender
 from bench.environment import provenance
 from bench.gateway import sample
-from bench.servers import run_to_end, secateur
+from bench.servers import LOGS, print_result, secateur
 from bench.workloads import CONCURRENCY, Workloads
 
 REPEATS = 6  # of W2 in a row, for one figure
-LOGS = Path("~/.cache/secateur/bench-logs").expanduser()
 
 
 def main() -> None:
@@ -33,14 +27,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3, help="of each (default: %(default)s)")
     parser.add_argument("--out", type=Path, help="write the JSON here too")
     arguments = parser.parse_args()
-    try:
-        result = run_to_end(run(arguments))
-    except (BenchError, httpx.HTTPError, asyncio.CancelledError) as error:
-        sys.exit(f"bench: {str(error) or 'ended by a signal'}")
-    text = json.dumps(result, indent=1)
-    if arguments.out:
-        arguments.out.write_text(text + "\n", encoding="utf-8")
-    print(text)
+    print_result(run(arguments), arguments.out)
 
 
 async def run(arguments: argparse.Namespace) -> dict[str, Any]:

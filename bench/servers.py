@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import json
 import os
 import signal
 import socket
@@ -20,6 +21,7 @@ from bench.client import BenchError
 
 _READY_TIMEOUT_SECONDS = 1800  # a first start may measure a profile, or compile
 _STOP_TIMEOUT_SECONDS = 60
+LOGS = Path("~/.cache/secateur/bench-logs").expanduser()  # of servers, unless told otherwise
 
 Result = TypeVar("Result")
 
@@ -97,6 +99,23 @@ def run_to_end(main: Coroutine[Any, Any, Result]) -> Result:
         return await task
 
     return asyncio.run(cancelled_by_signal())
+
+
+def run_or_exit(main: Coroutine[Any, Any, Result]) -> Result:
+    """`run_to_end` of a command: what goes wrong outside of it ends the process with one line."""
+    try:
+        return run_to_end(main)
+    except (BenchError, httpx.HTTPError, asyncio.CancelledError) as error:
+        sys.exit(f"bench: {str(error) or 'ended by a signal'}")
+
+
+def print_result(main: Coroutine[Any, Any, dict[str, Any]], out: Path | None) -> None:
+    """Runs a measurement to its end, and prints what came of it as JSON, into `out` too where it is given."""
+    text = json.dumps(run_or_exit(main), indent=1)
+    if out is not None:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(text + "\n", encoding="utf-8")
+    print(text)
 
 
 @contextlib.asynccontextmanager

@@ -5,18 +5,17 @@ Knows the file; what the keys stand for is the study's business. One process at 
 
 import fcntl
 import logging
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Literal, TextIO
-from uuid import uuid4
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from eval.grading import GradedAnswer
 from eval.subject import VariantFacts
 from pruning.errors import SecateurError
+from pruning.files import write_atomically
 
 logger = logging.getLogger(__name__)
 
@@ -128,17 +127,5 @@ def _read(path: Path) -> list[AnswerLine | VariantLine]:
             file.writelines(line + b"\n" for line in damaged)
         logger.warning("%d lines of %s cannot be read; they are now in %s", len(damaged), path, aside)
     if damaged or (content and not content.endswith(b"\n")):
-        _rewrite(path, good)
+        write_atomically(path, "".join(f"{line.model_dump_json()}\n" for line in good).encode())
     return good
-
-
-def _rewrite(path: Path, lines: list[AnswerLine | VariantLine]) -> None:
-    partial = path.with_name(f".{path.name}.{uuid4().hex}")
-    try:
-        with partial.open("x", encoding="utf-8") as file:
-            file.writelines(line.model_dump_json() + "\n" for line in lines)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)

@@ -43,6 +43,11 @@ class TokenBatch:
         return (self.prompt_mask | self.answer_mask).long()
 
 
+def with_answers(prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]]) -> list[TokenSequence]:
+    """Each prompt with its answer."""
+    return [TokenSequence(tuple(p), tuple(a)) for p, a in zip(prompts, answers, strict=True)]
+
+
 def pad_batch(sequences: Sequence[TokenSequence], device: torch.device) -> TokenBatch:
     """Puts sequences of any lengths into one batch on `device`."""
     shape = (len(sequences), max(len(sequence.fed) for sequence in sequences))
@@ -63,6 +68,14 @@ def pad_batch(sequences: Sequence[TokenSequence], device: torch.device) -> Token
         answer_mask=answer_mask.to(device),
         labels=labels.to(device),
     )
+
+
+def in_batches(
+    sequences: Sequence[TokenSequence], max_tokens: int, max_rows: int
+) -> Iterator[list[TokenSequence]]:
+    """The sequences themselves, as `grouped` groups their lengths."""
+    for group in grouped([len(sequence.fed) for sequence in sequences], max_tokens, max_rows):
+        yield [sequences[index] for index in group]
 
 
 def grouped(lengths: Sequence[int], max_tokens: int, max_rows: int) -> Iterator[list[int]]:

@@ -22,7 +22,7 @@ from tqdm import tqdm
 from pruning.activations import MomentSums, TaylorSums, add_moments, add_moments_and_gradients, weight_norms
 from pruning.answers import Answers, own_answers, prompt_token_ids
 from pruning.architectures import Architecture
-from pruning.batches import TokenBatch, TokenSequence, grouped, pad_batch
+from pruning.batches import TokenBatch, TokenSequence, in_batches, pad_batch, with_answers
 from pruning.checkpoint import Checkpoint
 from pruning.errors import ModelError, ProfileError
 from pruning.profile import Provenance, SelectivityProfile
@@ -194,10 +194,7 @@ def start_calibration(
         model=model,
         architecture=checkpoint.architecture,
         answers=answers,
-        targets=tuple(
-            TokenSequence(tuple(prompt), tuple(answer))
-            for prompt, answer in zip(targets, answers.token_ids, strict=True)
-        ),
+        targets=tuple(with_answers(targets, answers.token_ids)),
         distractors=tuple(TokenSequence(tuple(prompt)) for prompt in distractors),
         provenance=provenance,
     )
@@ -225,9 +222,8 @@ def load_network(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtyp
 
 
 def _batches(sequences: Sequence[TokenSequence], device: torch.device) -> Iterator[TokenBatch]:
-    lengths = [len(sequence.fed) for sequence in sequences]
-    for group in grouped(lengths, MEASURED_TOKENS, MEASURED_ROWS):
-        yield pad_batch([sequences[index] for index in group], device)
+    for members in in_batches(sequences, MEASURED_TOKENS, MEASURED_ROWS):
+        yield pad_batch(members, device)
 
 
 def check_lengths(checkpoint: Checkpoint, prompts: Sequence[Sequence[int]], new_tokens: int) -> None:

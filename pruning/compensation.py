@@ -7,7 +7,7 @@ what; the least squares are least_squares.py's.
 
 import json
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
@@ -18,8 +18,16 @@ from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from pruning.answers import own_answers, prompt_token_ids
-from pruning.batches import IGNORED_LABEL, TokenBatch, TokenSequence, grouped, pad_batch
+from pruning.activations import LOGIT_ROWS
+from pruning.answers import Answers, own_answers, prompt_token_ids
+from pruning.batches import (
+    IGNORED_LABEL,
+    TokenBatch,
+    TokenSequence,
+    in_batches,
+    pad_batch,
+    with_answers,
+)
 from pruning.calibration import CalibrationData, check_lengths, load_network
 from pruning.checkpoint import Checkpoint
 from pruning.delta import Delta, DeltaProvenance, LowRank, Setting, load_delta
@@ -41,7 +49,6 @@ RIDGES = (1e-3, 1e-2, 1e-1, 1.0)
 PULL = 0.5
 BATCH_TOKENS = 2048
 BATCH_ROWS = 64
-LOGIT_ROWS = 256  # positions whose logits are held at once
 # Of ten sequences: one tells how good the whole is, two choose the ridge, the others are fitted.
 REPORTED, JUDGED, DEALT = 1, 2, 10
 
@@ -150,8 +157,15 @@ def compensate(
         },
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
     )
-    sequences = _sequences(checkpoint, data, settings, work, progress=progress)
+    tokenizer = checkpoint.tokenizer()
+    prompts = [prompt_token_ids(tokenizer, prompt) for prompt in data.target]
+    check_lengths(checkpoint, prompts, data.max_new_tokens)
     model = load_network(checkpoint, torch.device(settings.device), settings.dtype)
+    key = [checkpoint.fingerprint, checkpoint.tokenizer_fingerprint, data.fingerprint, str(settings.dtype)]
+    token_ids = _kept_answers(
+        work / ANSWERS_FILE, key, lambda: own_answers(model, prompts, data.max_new_tokens, progress=progress)
+    )
+    sequences = _dealt(prompts, token_ids)
     _check_memory(model, sequences, widths, settings)
     with torch.inference_mode():
         run = _Run(LayerwiseModel(model), ranking, widths, settings.rank)
@@ -310,39 +324,29 @@ class _Fitted:
         Delta(replace(self._provenance, settings=settings), layers).save(self._file)
 
 
-def _sequences(
-    checkpoint: Checkpoint,
-    data: CalibrationData,
-    settings: CompensationSettings,
-    work: Path,
-    *,
-    progress: bool,
-) -> dict[Role, list[TokenSequence]]:
-    """Prompts with the dense model's own answers, dealt to their roles."""
-    tokenizer = checkpoint.tokenizer()
-    prompts = [prompt_token_ids(tokenizer, prompt) for prompt in data.target]
-    check_lengths(checkpoint, prompts, data.max_new_tokens)
-    file = work / ANSWERS_FILE
-    key = [checkpoint.fingerprint, checkpoint.tokenizer_fingerprint, data.fingerprint, str(settings.dtype)]
+def _kept_answers(file: Path, key: Sequence[str], measure: Callable[[], Answers]) -> list[list[int]]:
+    """Those kept in `file` under `key`, else given now and kept."""
     known = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
     if known.get("of") != key:
-        model = load_network(checkpoint, torch.device(settings.device), settings.dtype)
-        answers = own_answers(model, prompts, data.max_new_tokens, progress=progress)
-        known = {"of": key, "token_ids": answers.token_ids}
-        work.mkdir(parents=True, exist_ok=True)
+        known = {"of": key, "token_ids": measure().token_ids}
+        file.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(file, json.dumps(known).encode())
+    return cast("list[list[int]]", known["token_ids"])
+
+
+def _dealt(
+    prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]]
+) -> dict[Role, list[TokenSequence]]:
     dealt: dict[Role, list[TokenSequence]] = {"fitted": [], "judged": [], "reported": []}
-    for index, (prompt, answer) in enumerate(zip(prompts, known["token_ids"], strict=True)):
+    for index, sequence in enumerate(with_answers(prompts, answers)):
         place = index % DEALT
         role: Role = "reported" if place < REPORTED else "judged" if place < REPORTED + JUDGED else "fitted"
-        dealt[role].append(TokenSequence(tuple(prompt), tuple(answer)))
+        dealt[role].append(sequence)
     return dealt
 
 
 def _padded(sequences: Sequence[TokenSequence]) -> Iterator[list[TokenSequence]]:
-    lengths = [len(sequence.fed) for sequence in sequences]
-    for group in grouped(lengths, BATCH_TOKENS, BATCH_ROWS):
-        yield [sequences[index] for index in group]
+    return in_batches(sequences, BATCH_TOKENS, BATCH_ROWS)
 
 
 def _check(rank: int, widths: Sequence[int], hidden: int, num_prompts: int) -> None:

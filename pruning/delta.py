@@ -19,6 +19,7 @@ from torch import Tensor
 
 from pruning.errors import DeltaError, ForeignDeltaError
 from pruning.files import write_atomically
+from pruning.fingerprints import SHOWN_DIGITS
 
 Projection = Literal["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 Setting = str | int | float
@@ -26,7 +27,6 @@ Setting = str | int | float
 PROJECTIONS: tuple[Projection, ...] = get_args(Projection)
 FORMAT = 1
 METADATA_KEY = "secateur_delta"
-SHOWN_DIGITS = 16
 
 
 def weight_name(layer: int, projection: Projection) -> str:

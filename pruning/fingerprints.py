@@ -13,6 +13,8 @@ import torch
 from pruning.errors import ModelError
 from pruning.tensors import TensorReader
 
+SHOWN_DIGITS = 16  # of a digest, to people
+
 # What config.json says about the network's shape and arithmetic, under the names old and new checkpoints
 # use. Read from the file as written: the defaults that transformers fills in differ between its versions.
 SHAPING_FIELDS = (

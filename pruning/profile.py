@@ -18,11 +18,11 @@ from torch import Tensor
 
 from pruning.errors import ProfileError, StaleProfileError
 from pruning.files import write_atomically
+from pruning.fingerprints import SHOWN_DIGITS
 
 FORMAT = 2
 READABLE_FORMATS = (1, 2)  # the first lacks target_per_answer and taylor_abs_sum
 METADATA_KEY = "secateur_profile"
-SHOWN_DIGITS = 16
 
 
 @dataclass(frozen=True, eq=False)

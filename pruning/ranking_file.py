@@ -10,7 +10,8 @@ from safetensors.torch import save
 
 from pruning.errors import RankingError
 from pruning.files import write_atomically
-from pruning.profile import SHOWN_DIGITS, Provenance
+from pruning.fingerprints import SHOWN_DIGITS
+from pruning.profile import Provenance
 from pruning.ranking import Ranking, from_positions
 from pruning.widths import Allocation
 

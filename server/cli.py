@@ -12,31 +12,7 @@ from pydantic.fields import FieldInfo
 
 from eval.tasks.registry import task_table
 from server import __version__
-from server.settings import (
-    ENV_PREFIX,
-    CommonSettings,
-    CompareSettings,
-    CompensateSettings,
-    EvalSettings,
-    ExportSettings,
-    ProfileSettings,
-    RankSettings,
-    ServeSettings,
-    StudySettings,
-    groups,
-    load_settings,
-)
-
-COMMANDS: dict[str, type[CommonSettings]] = {
-    "serve": ServeSettings,
-    "profile": ProfileSettings,
-    "compensate": CompensateSettings,
-    "rank": RankSettings,
-    "compare": CompareSettings,
-    "export": ExportSettings,
-    "eval": EvalSettings,
-    "study": StudySettings,
-}
+from server.settings import COMMANDS, ENV_PREFIX, CommonSettings, groups, load_settings
 
 
 def parse_arguments(argv: Sequence[str]) -> CommonSettings:

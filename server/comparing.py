@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from tqdm import tqdm
@@ -17,7 +18,7 @@ from eval.provenance import provenance
 from eval.task import Task
 from eval.tasks.registry import open_task
 from pruning.answers import eos_token_ids, own_answers, prompt_token_ids
-from pruning.batches import TokenSequence
+from pruning.batches import with_answers
 from pruning.calibration import load_network
 from pruning.checkpoint import Checkpoint
 from pruning.divergence import AnswerDivergence, DenseReference
@@ -30,6 +31,9 @@ from pruning.widths import Allocation, exact_sparsity, widths_at
 from server.profiles import measuring_on, open_model, profile_for_serving
 from server.rankings import open_ranking
 from server.settings import CompareSettings, SettingsError
+
+if TYPE_CHECKING:  # takes a second and 80 MB to import; a comparison that is complete needs no model
+    from transformers import PreTrainedModel
 
 RESULTS, RANKING = "results.json", "ranking.safetensors"
 
@@ -120,19 +124,21 @@ def _measure(
     tokenizer = checkpoint.tokenizer()
     prompts = [prompt_token_ids(tokenizer, item.prompt) for item in items]
     device, dtype = measuring_on(settings)
-    model = load_network(checkpoint, device, dtype)
     identity = [checkpoint.fingerprint, str(dtype), device.type]
+
+    @cache  # as is `reference`: only where there is something to measure
+    def network() -> "PreTrainedModel":
+        return load_network(checkpoint, device, dtype)
+
     answers = store.answers(
         _key(*identity, prompts, task.max_new_tokens),
-        lambda: own_answers(model, prompts, task.max_new_tokens, progress=True),
+        lambda: own_answers(network(), prompts, task.max_new_tokens, progress=True),
     )
-    sequences = [
-        TokenSequence(tuple(prompt), tuple(answer))
-        for prompt, answer in zip(prompts, answers.token_ids, strict=True)
-    ]
 
-    @cache  # only where there is something to measure
+    @cache
     def reference() -> DenseReference:
+        model = network()
+        sequences = with_answers(prompts, answers.token_ids)
         return DenseReference(model, sequences, eos_token_ids(model), progress=True)
 
     neurons = checkpoint.architecture.intermediate_size
@@ -140,7 +146,7 @@ def _measure(
     def divergences(kept: torch.Tensor, name: str) -> list[AnswerDivergence]:
         def run() -> list[AnswerDivergence]:
             dense = reference()
-            with keeping(model, kept):
+            with keeping(network(), kept):
                 return dense.divergence(progress=True, description=name)
 
         digest = hashlib.sha256(kept.numpy().tobytes()).hexdigest()

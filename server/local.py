@@ -11,31 +11,24 @@ import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from typing import Any
 
-from eval.generate import Answer, AnswerEnd, Generate, GenerateError
+from eval.generate import Answer, Generate
 from eval.subject import Strategy, VariantFacts
 from pruning.checkpoint import Checkpoint
-from pruning.errors import SecateurError
 from pruning.ranking import Ranking
-from pruning.widths import Allocation, exact_sparsity, widths_at
+from pruning.widths import Allocation, widths_at
+from server.answering import answer
 from server.deltas import NamedDelta
 from server.engine.async_engine import AsyncEngine
 from server.engine.config import EngineConfig
-from server.engine.engine import load_engine
 from server.engine.kernels import choose_kernels
-from server.engine.request import FinishReason, RequestStats, SamplingParams
+from server.engine.request import RequestStats, SamplingParams
 from server.engine.stats import StepStats
 from server.engine.variant import Variant
+from server.loading import load_sizes
 from server.tokenization import PromptTokenizer
-from server.variants import VariantBuilder
-
-_ENDS: Mapping[FinishReason | None, AnswerEnd] = {
-    FinishReason.STOP: "stop",
-    FinishReason.LENGTH: "length",
-    FinishReason.LOOP: "loop",
-}
 
 
 class Unobserved:
@@ -99,24 +92,9 @@ class LocalModel:
         return sum(answer.completion_tokens for answer in answers) / (time.monotonic() - start)
 
     async def _answer(self, prompt: str, variant: Variant, sampling: SamplingParams) -> Answer:
-        try:
-            token_ids = await self._tokenizer.encode_chat([{"role": "user", "content": prompt}])
-            stream = self._engine.submit(
-                request_id=str(next(self._numbers)),
-                prompt_token_ids=token_ids,
-                variant=variant,
-                sampling=sampling,
-            )
-            try:
-                text, reason = "", None
-                async for delta in stream:
-                    text += delta.text
-                    reason = delta.finish_reason
-            finally:
-                stream.abort()
-        except SecateurError as error:
-            raise GenerateError(f"{variant.name} gave no answer: {error}") from error
-        return Answer(text, _ENDS[reason], stream.num_prompt_tokens, stream.num_generated_tokens)
+        return await answer(
+            self._engine, self._tokenizer, prompt, variant, sampling, request_id=str(next(self._numbers))
+        )
 
 
 @dataclass(frozen=True)
@@ -162,16 +140,8 @@ class LocalSubject:
             ModelError, EngineConfigError: the checkpoint is damaged, or too much was asked of it.
             ForeignDeltaError: the delta is of another model, ranking or width.
         """
-        widths = [self._widths(sparsity) for sparsity in self.sparsities]
-        resident = tuple(max(layer) for layer in zip(*widths, strict=True))
-        engine = await asyncio.to_thread(load_engine, self.checkpoint, self.ranking, resident, self.config)
-        builder = VariantBuilder(
-            self.checkpoint.name,
-            self._widths,
-            partial(exact_sparsity, intermediate_size=self.checkpoint.architecture.intermediate_size),
-            engine,
-            fingerprint=self.checkpoint.fingerprint,
-            ranking=self.ranking.digest,
+        engine, builder = await asyncio.to_thread(
+            load_sizes, self.checkpoint, self.ranking, self.allocation, self.sparsities, self.config
         )
         tokenizer = self.checkpoint.tokenizer()
         running = AsyncEngine(engine, tokenizer.backend_tokenizer, Unobserved())

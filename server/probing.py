@@ -7,19 +7,20 @@ is for eval/.
 import asyncio
 import itertools
 import logging
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from eval.budget import TokenBucket
 from eval.evidence import EvidenceStore
-from eval.generate import Answer, AnswerEnd, GenerateError
+from eval.generate import Answer, GenerateError
 from eval.probes import Identity, Prober, Subject
 from eval.task import Task
 from eval.verdicts import Criterion, Evidence, Verdict, VerdictChange
 from pruning.errors import SecateurError
+from server.answering import answer
 from server.engine.async_engine import AsyncEngine
-from server.engine.request import BACKGROUND, FinishReason, SamplingParams
+from server.engine.request import BACKGROUND, SamplingParams
 from server.errors import ModelNotFoundError, ProbeConflictError
 from server.tokenization import PromptTokenizer
 from server.variants import VariantRegistry
@@ -31,12 +32,6 @@ logger = logging.getLogger(__name__)
 UNMEASURED_TOKENS_PER_SECOND = 100.0
 # Saved up while users queue; no less, or the share of a slow model would never come to a whole token.
 SAVED_SECONDS = 20.0
-
-_ENDS: Mapping[FinishReason, AnswerEnd] = {
-    FinishReason.STOP: "stop",
-    FinishReason.LENGTH: "length",
-    FinishReason.LOOP: "loop",
-}
 
 
 class EngineGenerate:
@@ -59,29 +54,17 @@ class EngineGenerate:
         by_name = {v.name: v for v in self._registry.in_service()}
         if variant not in by_name:
             raise GenerateError(f"{variant} is not served any more")
-        sampling = SamplingParams(max_tokens=max_tokens, temperature=0.0, stop_on_loop=True)
-        text, reason = "", None
-        try:
-            stream = self._engine.submit(
-                request_id=f"probe-{next(self._numbers)}",
-                prompt_token_ids=await self._tokenizer.encode_chat([{"role": "user", "content": prompt}]),
-                variant=by_name[variant],
-                sampling=sampling,
-                priority=BACKGROUND,
-            )
-            try:
-                async for delta in stream:
-                    text += delta.text
-                    reason = delta.finish_reason
-            finally:
-                stream.abort()
-        except SecateurError as error:
-            raise GenerateError(f"{variant} gave no answer: {error}") from error
-        if reason is None:
-            raise GenerateError(f"{variant}'s answer was cut off: the server is shutting down")
-        answer = Answer(text, _ENDS[reason], stream.num_prompt_tokens, stream.num_generated_tokens)
-        self._on_answer(variant, answer.prompt_tokens + answer.completion_tokens)
-        return answer
+        found = await answer(
+            self._engine,
+            self._tokenizer,
+            prompt,
+            by_name[variant],
+            SamplingParams(max_tokens=max_tokens, temperature=0.0, stop_on_loop=True),
+            request_id=f"probe-{next(self._numbers)}",
+            priority=BACKGROUND,
+        )
+        self._on_answer(variant, found.prompt_tokens + found.completion_tokens)
+        return found
 
 
 @dataclass

@@ -7,10 +7,10 @@ import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
-from uuid import uuid4
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from pruning.files import write_atomically
 from pruning.widths import Allocation
 
 logger = logging.getLogger(__name__)
@@ -82,12 +82,7 @@ def write_safe_sparsity(
     """Keeps `found` for variants of this ranking and allocation, over what was there. Raises OSError."""
     path = _path(cache_dir, ranking_digest, allocation)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{uuid4().hex}")
-    try:
-        partial.write_text(found.model_dump_json(indent=2) + "\n", encoding="utf-8")
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    write_atomically(path, f"{found.model_dump_json(indent=2)}\n".encode())
     return path
 
 

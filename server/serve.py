@@ -10,7 +10,6 @@ import random
 import secrets
 import socket
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 import uvicorn
@@ -23,33 +22,31 @@ from eval.tasks.registry import open_task
 from eval.verdicts import Criterion
 from pruning.checkpoint import Checkpoint, default_cache_dir
 from pruning.ranking import Ranking
-from pruning.widths import Allocation, exact_sparsity, widths_at
+from pruning.widths import Allocation
 from server import __version__
 from server.app import build_app
 from server.deltas import read_delta
-from server.devices import resolve_device, resolve_dtype
 from server.engine.async_engine import AsyncEngine
 from server.engine.config import EngineConfig
-from server.engine.engine import Engine, load_engine
+from server.engine.engine import Engine
 from server.gauges import StateCollector
 from server.generation import Generations
+from server.loading import engine_config, load_sizes
 from server.metrics import Metrics
 from server.policy import VariantPolicy
 from server.probing import EngineGenerate, ProbesOff, Probing
 from server.profiles import open_model
 from server.rankings import ranked
 from server.safety import SafeMargin, safe_margin
-from server.settings import EvalSettings, ServeSettings, SettingsError, StudySettings
+from server.settings import ServeSettings, SettingsError
 from server.shadow import ShadowScorer
 from server.shutdown import FLUSH_SECONDS, GracefulServer
 from server.tokenization import PromptTokenizer
-from server.variants import VariantBuilder, VariantRegistry, VariantStatus
+from server.variants import VariantRegistry, VariantStatus
 
 logger = logging.getLogger(__name__)
 
 CONFIDENCE = 0.95  # of verdicts and bounds
-DEFAULT_MAX_MODEL_LEN = 4096
-DEFAULT_KV_GIB = {"cpu": 1.0, "cuda": 4.0}
 
 
 def serve(settings: ServeSettings) -> None:
@@ -121,21 +118,15 @@ def load_variants(
         ModelError, EngineConfigError: the checkpoint is damaged, or too much was asked of it.
         DeltaError: a delta cannot be read, or is of another model, ranking or width.
     """
-    widths = [widths_at(ranking, sparsity, allocation) for sparsity in settings.sparsities]
     deltas = [read_delta(path) for path in settings.deltas]
-    for delta in (named.delta for named in deltas):
-        corrected = widths_at(ranking, delta.provenance.sparsity, allocation)
-        delta.check(model=checkpoint.fingerprint, ranking=ranking.digest, widths=corrected)
-        widths.append(corrected)
-    resident = tuple(max(layer) for layer in zip(*widths, strict=True))
-    engine = load_engine(checkpoint, ranking, resident, config, progress=True)
-    builder = VariantBuilder(
-        checkpoint.name,
-        partial(widths_at, ranking, allocation=allocation),
-        partial(exact_sparsity, intermediate_size=checkpoint.architecture.intermediate_size),
-        engine,
-        fingerprint=checkpoint.fingerprint,
-        ranking=ranking.digest,
+    engine, builder = load_sizes(
+        checkpoint,
+        ranking,
+        allocation,
+        settings.sparsities,
+        config,
+        deltas=[named.delta for named in deltas],
+        progress=True,
     )
     registry = VariantRegistry(builder, settings.sparsities, settings.default_variant_sparsity, deltas)
     return engine, registry
@@ -218,28 +209,6 @@ def assemble(settings: ServeSettings, loaded: LoadedModel) -> Service:
         max_model_len=engine.config.max_model_len,
     )
     return Service(app, generations, probing)
-
-
-def engine_config(
-    settings: ServeSettings | EvalSettings | StudySettings, checkpoint: Checkpoint
-) -> EngineConfig:
-    """The engine's limits: what is set, else what suits the model and the machine."""
-    device = resolve_device(settings.device)
-    kv_cache_gib = DEFAULT_KV_GIB[device.type] if settings.kv_cache_gib is None else settings.kv_cache_gib
-    fits = min(checkpoint.config.max_position_embeddings, DEFAULT_MAX_MODEL_LEN)
-    return EngineConfig(
-        device=str(device),
-        dtype=resolve_dtype(settings.dtype, "bfloat16"),
-        block_size=settings.block_size,
-        kv_cache_bytes=int(kv_cache_gib * 2**30),
-        max_model_len=fits if settings.max_model_len is None else settings.max_model_len,
-        max_num_seqs=settings.max_num_seqs,
-        max_num_batched_tokens=settings.max_num_batched_tokens,
-        max_waiting=settings.max_waiting,
-        prompt_lookup_tokens=settings.prompt_lookup_tokens,
-        enable_prefix_caching=settings.prefix_caching,
-        kernels=settings.kernels,
-    )
 
 
 def _bind(host: str, port: int) -> socket.socket:

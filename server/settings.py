@@ -60,6 +60,14 @@ def _a_port(value: object) -> object:
 
 
 Sparsity = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
+Sparsities = Annotated[
+    tuple[Sparsity, ...],
+    NoDecode,
+    BeforeValidator(_split_commas),
+    Field(min_length=1),
+    AfterValidator(_sorted_once),
+]
+Paths = Annotated[tuple[Path, ...], NoDecode, BeforeValidator(_split_commas)]
 ScoreName = Literal[
     "taylor2",
     "taylor1",
@@ -172,14 +180,10 @@ class RankingSettings(ProfiledSettings):
 class VariantSettings(BaseSettings):
     """The sizes on offer"""
 
-    sparsities: Annotated[
-        tuple[Sparsity, ...],
-        NoDecode,
-        BeforeValidator(_split_commas),
-        Field(min_length=1),
-        AfterValidator(_sorted_once),
-    ] = Field((0.0, 0.1, 0.15, 0.2), description="shares of MLP neurons to leave out, one variant each")
-    deltas: Annotated[tuple[Path, ...], NoDecode, BeforeValidator(_split_commas)] = Field(
+    sparsities: Sparsities = Field(
+        (0.0, 0.1, 0.15, 0.2), description="shares of MLP neurons to leave out, one variant each"
+    )
+    deltas: Paths = Field(
         (), description="files of `secateur compensate`: one corrected variant each, beside the plain ones"
     )
     default_sparsity: Sparsity | None = Field(
@@ -346,16 +350,8 @@ class ComparisonSettings(BaseSettings):
     protect_layers: Annotated[
         tuple[Annotated[int, Field(ge=0)], ...], NoDecode, BeforeValidator(_split_commas), Field(min_length=1)
     ] = Field((0,), description="how many first and last layers go last")
-    rankings: Annotated[tuple[Path, ...], NoDecode, BeforeValidator(_split_commas)] = Field(
-        (), description="files that `secateur rank` wrote, to be compared as well"
-    )
-    sparsities: Annotated[
-        tuple[Sparsity, ...],
-        NoDecode,
-        BeforeValidator(_split_commas),
-        Field(min_length=1),
-        AfterValidator(_sorted_once),
-    ] = Field((0.1, 0.2, 0.3), description="shares of MLP neurons to leave out")
+    rankings: Paths = Field((), description="files that `secateur rank` wrote, to be compared as well")
+    sparsities: Sparsities = Field((0.1, 0.2, 0.3), description="shares of MLP neurons to leave out")
     items: int = Field(64, ge=2, description="held-out items whose answers are compared")
     seed: int = Field(DEFAULT_SEED, ge=0, description="which items are drawn")
     out: Path | None = Field(
@@ -445,13 +441,9 @@ class EvalSettings(EvaluatedSettings, QuestionSettings, EngineSettings, RankingS
 class ExperimentSettings(BaseSettings):
     """The experiment"""
 
-    sparsities: Annotated[
-        tuple[Sparsity, ...],
-        NoDecode,
-        BeforeValidator(_split_commas),
-        Field(min_length=1),
-        AfterValidator(_sorted_once),
-    ] = Field((0.1, 0.15, 0.2, 0.3, 0.35), description="shares of MLP neurons to leave out, besides 0")
+    sparsities: Sparsities = Field(
+        (0.1, 0.15, 0.2, 0.3, 0.35), description="shares of MLP neurons to leave out, besides 0"
+    )
     compare_scores: Annotated[tuple[ScoreName, ...], NoDecode, BeforeValidator(_split_commas)] = Field(
         (), description="further scores, with commas: selectivity is that of arXiv 2604.27115"
     )
@@ -484,6 +476,16 @@ class StudySettings(ExperimentSettings, QuestionSettings, EngineSettings, Rankin
         return self
 
 
+COMMANDS: dict[str, type[CommonSettings]] = {
+    "serve": ServeSettings,
+    "profile": ProfileSettings,
+    "compensate": CompensateSettings,
+    "rank": RankSettings,
+    "compare": CompareSettings,
+    "export": ExportSettings,
+    "eval": EvalSettings,
+    "study": StudySettings,
+}
 Settings = TypeVar("Settings", bound=CommonSettings)
 
 
@@ -541,16 +543,12 @@ class _YamlSource(PydanticBaseSettingsSource):
         if unknown:
             told = "; ".join(f"{key!r} is no setting{_nearest(key, known)}" for key in unknown)
             raise SettingsError(f"{path}: {told}")
-        # One file may serve both commands: each takes what it knows.
+        # One file may serve all commands: each takes what it knows.
         return {key: value for key, value in content.items() if key in self.settings_cls.model_fields}
 
 
 def _known_names() -> set[str]:
-    kinds = (
-        *(ServeSettings, ProfileSettings, RankSettings, CompareSettings, CompensateSettings),
-        *(ExportSettings, EvalSettings, StudySettings),
-    )
-    return {name for kind in kinds for name in kind.model_fields}
+    return {name for kind in COMMANDS.values() for name in kind.model_fields}
 
 
 def _nearest(name: str, known: Iterable[str]) -> str:

@@ -21,10 +21,10 @@ from pruning.widths import Allocation
 from server.deltas import read_delta
 from server.engine.config import EngineConfig
 from server.engine.model import ModelGeometry
+from server.loading import engine_config
 from server.local import LocalSubject
 from server.profiles import open_model, profile_for_serving
 from server.rankings import ranked
-from server.serve import engine_config
 from server.settings import EvalSettings, StudySettings
 
 

@@ -1,7 +1,6 @@
 """`python -m bench.peers`: Secateur and other engines in one run, phase by phase, one JSON file for each."""
 
 import argparse
-import asyncio
 import contextlib
 import json
 import shlex
@@ -14,12 +13,11 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from bench import measure
-from bench.client import BenchError
 from bench.compare import Cell, Contender, compare, contender
 from bench.environment import provenance
 from bench.peers.engines import ENGINES, GUESSED_TOKENS, MAX_MODEL_LEN, MAX_NUM_SEQS
 from bench.peers.setup import Peers
-from bench.servers import run_to_end, secateur
+from bench.servers import run_or_exit, secateur
 from bench.workloads import Workloads
 
 MIXED = (0.0, 0.1, 0.2, 0.35)
@@ -187,10 +185,7 @@ async def run(arguments: argparse.Namespace) -> None:
 
 
 def main() -> None:
-    try:
-        run_to_end(run(parse_arguments()))
-    except (BenchError, asyncio.CancelledError) as error:
-        sys.exit(f"bench: {str(error) or 'ended by a signal'}")
+    run_or_exit(run(parse_arguments()))
 
 
 if __name__ == "__main__":

@@ -27,6 +27,19 @@ CONFIG = EngineConfig(
     enable_prefix_caching=True,
 )
 
+# For the scheduler alone: pools and steps that a few short requests fill.
+SCHEDULING = EngineConfig(
+    device="cpu",
+    dtype="float32",
+    block_size=4,
+    kv_cache_bytes=0,
+    max_model_len=40,
+    max_num_seqs=4,
+    max_num_batched_tokens=16,
+    max_waiting=8,
+    enable_prefix_caching=True,
+)
+
 GREEDY = SamplingParams(max_tokens=12, temperature=0, ignore_eos=True)
 
 

@@ -6,27 +6,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from server.engine.config import EngineConfig
 from server.engine.kv_cache import BlockPool
 from server.engine.lookup import Lookup, num_right
 from server.engine.request import BACKGROUND, FinishReason, Request, SamplingParams
 from server.engine.scheduler import Scheduler, SchedulerOutput
 from server.engine.variant import Variant
-from tests.server.engine.support import GREEDY, generate, prompt
+from tests.server.engine.support import GREEDY, SCHEDULING, generate, prompt
 
 EOS = 4
-CONFIG = EngineConfig(
-    device="cpu",
-    dtype="float32",
-    block_size=4,
-    kv_cache_bytes=0,
-    max_model_len=80,
-    max_num_seqs=4,
-    max_num_batched_tokens=16,
-    max_waiting=8,
-    enable_prefix_caching=True,
-    prompt_lookup_tokens=8,
-)
+CONFIG = dataclasses.replace(SCHEDULING, max_model_len=80, prompt_lookup_tokens=8)
 VARIANT = Variant("m:s0", 0, 0, (100,), 0, 0)
 
 

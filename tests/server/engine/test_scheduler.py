@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from server.engine import scheduler as scheduler_module
-from server.engine.config import EngineConfig
 from server.engine.kv_cache import BlockPool
 from server.engine.request import (
     BACKGROUND,
@@ -22,19 +21,9 @@ from server.engine.request import (
 )
 from server.engine.scheduler import Scheduler, SchedulerOutput
 from server.engine.variant import Variant
+from tests.server.engine.support import SCHEDULING as CONFIG
 
 EOS = 7
-CONFIG = EngineConfig(
-    device="cpu",
-    dtype="float32",
-    block_size=4,
-    kv_cache_bytes=0,
-    max_model_len=40,
-    max_num_seqs=4,
-    max_num_batched_tokens=16,
-    max_waiting=8,
-    enable_prefix_caching=True,
-)
 VARIANTS = [Variant(f"m:s{n}", n / 100, n / 100, (100 - n,), 0, 0) for n in (0, 20)]
 
 
