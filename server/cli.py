@@ -1,4 +1,4 @@
-"""The `secateur` command's arguments: one flag for each setting, made from server/settings.py.
+"""The `secateur` command's arguments: one flag for each setting, made from server/settings/.
 
 Parses; runs nothing. Values stay strings here, the settings validate them like any other source's.
 """
