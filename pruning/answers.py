@@ -9,6 +9,7 @@ import torch
 from tqdm import tqdm
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
+from pruning.architectures import architecture_of, eos_token_ids
 from pruning.batches import grouped
 
 if TYPE_CHECKING:  # takes a second and 80 MB to import; who has a model has done it
@@ -47,15 +48,16 @@ def own_answers(
 
     Sets `model.generation_config`.
     """
-    eos = eos_token_ids(model)
+    assert model.generation_config is not None, "language models have one"
+    eos = eos_token_ids(model.generation_config)
     # In place of the checkpoint's own, whose penalties and sampling would otherwise be taken over.
     model.generation_config = GenerationConfig(  # type: ignore[no-untyped-call]
-        do_sample=False, max_new_tokens=max_new_tokens, eos_token_id=eos or None, pad_token_id=0
+        do_sample=False, max_new_tokens=max_new_tokens, eos_token_id=sorted(eos) or None, pad_token_id=0
     )
     lengths = [len(prompt) + max_new_tokens for prompt in prompts]
     token_ids: list[list[int]] = [[] for _ in prompts]
     unfinished = 0
-    max_tokens = KV_BYTES // _kv_bytes_per_token(model)
+    max_tokens = KV_BYTES // architecture_of(model.config).kv_bytes_per_token(model.dtype.itemsize)
     with (
         _contiguous_head_input(model),
         tqdm(total=len(prompts), desc="answers", unit="prompt", disable=not progress) as bar,
@@ -96,18 +98,3 @@ def _contiguous_head_input(model: "PreTrainedModel") -> Iterator[None]:
         yield
     finally:
         hook.remove()
-
-
-def eos_token_ids(model: "PreTrainedModel") -> list[int]:
-    """The tokens that end an answer, any of them; none where the model's configuration names none."""
-    eos = cast("Any", model).generation_config.eos_token_id
-    if eos is None:
-        return []
-    return list(eos) if isinstance(eos, list) else [eos]
-
-
-def _kv_bytes_per_token(model: "PreTrainedModel") -> int:
-    config = model.config
-    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    heads = config.num_key_value_heads * config.num_hidden_layers
-    return int(2 * heads * head_dim * model.dtype.itemsize)

@@ -6,7 +6,7 @@ Knows configurations and tensor names; opens no files and holds no weights.
 from dataclasses import dataclass
 from typing import Literal, cast, get_args
 
-from transformers import PretrainedConfig
+from transformers import GenerationConfig, PretrainedConfig
 
 from pruning.errors import UnsupportedModelError
 
@@ -20,19 +20,28 @@ STATIC_ROPE_TYPES = ("default", "linear", "llama3", "yarn")
 
 @dataclass(frozen=True)
 class Architecture:
-    """The part of a configuration that pruning works on.
+    """The part of a configuration that pruning works on, and what a network's memory follows from.
 
     Attributes:
         family: whose decoder it is.
         num_layers: decoder layers, each with one GLU MLP.
         hidden_size: width of the residual stream.
         intermediate_size: MLP neurons in every layer of the dense model.
+        num_heads, num_kv_heads: heads of the queries, and of keys and values, in every layer.
+        head_dim: width of one head.
     """
 
     family: Family
     num_layers: int
     hidden_size: int
     intermediate_size: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+
+    def kv_bytes_per_token(self, itemsize: int) -> int:
+        """Keys and values of one token, all layers; `itemsize` is the bytes of one number."""
+        return 2 * self.num_layers * self.num_kv_heads * self.head_dim * itemsize
 
     def mlp_weight_names(self, layer: int) -> tuple[str, str, str]:
         """Checkpoint names of the gate [N, D], up [N, D] and down [D, N] matrices of `layer`.
@@ -51,12 +60,23 @@ def architecture_of(config: PretrainedConfig) -> Architecture:
     """
     check_family(config.model_type)
     _check_settings(config)
+    hidden_size, num_heads = _size(config, "hidden_size"), _size(config, "num_attention_heads")
     return Architecture(
         family=cast("Family", config.model_type),
         num_layers=_size(config, "num_hidden_layers"),
-        hidden_size=_size(config, "hidden_size"),
+        hidden_size=hidden_size,
         intermediate_size=_size(config, "intermediate_size"),
+        num_heads=num_heads,
+        num_kv_heads=_size(config, "num_key_value_heads"),
+        # Families differ in whether they declare it; where it is unset, the heads share the residual stream.
+        head_dim=getattr(config, "head_dim", None) or hidden_size // num_heads,
     )
+
+
+def eos_token_ids(config: GenerationConfig | PretrainedConfig) -> frozenset[int]:
+    """The tokens that end an answer, any of them; none where `config` names none."""
+    ids = config.eos_token_id
+    return frozenset([ids] if isinstance(ids, int) else ids or [])
 
 
 def check_family(model_type: str) -> None:

@@ -15,9 +15,16 @@ from typing import Any
 
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HFValidationError, StrictDataclassError
-from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoTokenizer,
+    GenerationConfig,
+    PretrainedConfig,
+    PreTrainedTokenizerBase,
+)
+from transformers.utils import GENERATION_CONFIG_NAME
 
-from pruning.architectures import Architecture, architecture_of, check_family
+from pruning.architectures import Architecture, architecture_of, check_family, eos_token_ids
 from pruning.errors import ModelError
 from pruning.fingerprints import check_vocabulary, model_fingerprint, tokenizer_fingerprint
 from pruning.tensors import TensorReader, open_tensors, shard_files
@@ -57,6 +64,13 @@ class Checkpoint:
     def tokenizer_fingerprint(self) -> str:
         """Names the tokenizer and its chat template."""
         return tokenizer_fingerprint(self.path)
+
+    @cached_property
+    def eos_token_ids(self) -> frozenset[int]:
+        """The tokens that end an answer, by its generation settings if it has any, else its own."""
+        if (self.path / GENERATION_CONFIG_NAME).exists():
+            return eos_token_ids(GenerationConfig.from_pretrained(self.path))
+        return eos_token_ids(self.config)
 
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """Loads the tokenizer. Raises ModelError where there is none or it cannot be read."""

@@ -4,7 +4,7 @@ Teacher-forced: both read the same tokens, and their next-token distributions ar
 transformers' decoders of the supported families; knows no tasks and draws no conclusions.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
@@ -49,7 +49,7 @@ class DenseReference:
         self,
         model: "PreTrainedModel",
         sequences: Sequence[TokenSequence],
-        eos_token_ids: Sequence[int],
+        eos_token_ids: Collection[int],
         *,
         progress: bool,
     ) -> None:

@@ -17,7 +17,7 @@ from eval.comparison_store import ComparisonStore, as_json
 from eval.provenance import provenance
 from eval.task import Task
 from eval.tasks.registry import open_task
-from pruning.answers import eos_token_ids, own_answers, prompt_token_ids
+from pruning.answers import own_answers, prompt_token_ids
 from pruning.batches import with_answers
 from pruning.calibration import load_network
 from pruning.checkpoint import Checkpoint
@@ -137,9 +137,8 @@ def _measure(
 
     @cache
     def reference() -> DenseReference:
-        model = network()
         sequences = with_answers(prompts, answers.token_ids)
-        return DenseReference(model, sequences, eos_token_ids(model), progress=True)
+        return DenseReference(network(), sequences, checkpoint.eos_token_ids, progress=True)
 
     neurons = checkpoint.architecture.intermediate_size
 

@@ -20,7 +20,6 @@ from pruning.scores import SCORES, Score, random_score
 from pruning.widths import Allocation
 from server.deltas import read_delta
 from server.engine.config import EngineConfig
-from server.engine.model import ModelGeometry
 from server.loading import engine_config
 from server.local import LocalSubject
 from server.profiles import open_model, profile_for_serving
@@ -119,8 +118,7 @@ def limits(
         longest = min(longest, checkpoint.config.max_position_embeddings)
         config = replace(config, max_model_len=longest)
     if settings.kv_cache_gib is None:
-        geometry = ModelGeometry.from_config(checkpoint.config)
-        token_bytes = geometry.kv_bytes_per_token(getattr(torch, config.dtype))
+        token_bytes = checkpoint.architecture.kv_bytes_per_token(getattr(torch, config.dtype).itemsize)
         tokens = (longest + config.block_size) * config.max_num_seqs
         config = replace(config, kv_cache_bytes=tokens * token_bytes)
     # Nobody is turned away: what asks is this process.

@@ -5,8 +5,7 @@ from collections import Counter
 from dataclasses import dataclass
 
 import torch
-from transformers import GenerationConfig, PretrainedConfig
-from transformers.utils import GENERATION_CONFIG_NAME
+from transformers import PretrainedConfig
 
 from pruning.checkpoint import Checkpoint
 from pruning.delta import Delta
@@ -18,7 +17,7 @@ from server.engine.kernels import KernelChoice, choose_kernels
 from server.engine.kernels.decoder import CompiledDecoder
 from server.engine.kernels.packing import pack_weights
 from server.engine.kv_cache import BlockPool
-from server.engine.model import Decoder, DecoderModel, ModelGeometry
+from server.engine.model import Decoder, DecoderModel
 from server.engine.model_runner import ModelRunner
 from server.engine.request import FinishReason, Request, TokenLogprobs
 from server.engine.scheduler import Scheduler
@@ -164,14 +163,14 @@ def load_engine(
         EngineConfigError: the limits contradict each other or the model.
     """
     device, dtype = torch.device(config.device), getattr(torch, config.dtype)
-    geometry = ModelGeometry.from_config(checkpoint.config)
-    num_blocks = config.kv_cache_bytes // (geometry.kv_bytes_per_token(dtype) * config.block_size)
+    token_bytes = checkpoint.architecture.kv_bytes_per_token(dtype.itemsize)
+    num_blocks = config.kv_cache_bytes // (token_bytes * config.block_size)
     _check(config, num_blocks * config.block_size, checkpoint.config.max_position_embeddings)
     reader = WeightReader(checkpoint, ranking, resident_widths, device=device, dtype=dtype, progress=progress)
     kernels = choose_kernels(config, checkpoint.config)
     decoder, size = _load_decoder(kernels, reader, checkpoint.config, config, num_blocks)
     pool = BlockPool(num_blocks, config.block_size, enable_prefix_caching=config.enable_prefix_caching)
-    scheduler = Scheduler(config, pool, _eos_token_ids(checkpoint))
+    scheduler = Scheduler(config, pool, checkpoint.eos_token_ids)
     runner = ModelRunner(decoder, config.block_size, device)
     return Engine(config, runner, scheduler, pool, decoder, size, kernels.description)
 
@@ -192,15 +191,6 @@ def _load_decoder(
         kernels.library, model_config, packed, config.max_model_len, num_blocks, config.block_size
     )
     return decoder, packed.size
-
-
-def _eos_token_ids(checkpoint: Checkpoint) -> frozenset[int]:
-    """The tokens that end an answer, by the generation settings where there are any, else by the model's."""
-    config: GenerationConfig | PretrainedConfig = checkpoint.config
-    if (checkpoint.path / GENERATION_CONFIG_NAME).exists():
-        config = GenerationConfig.from_pretrained(checkpoint.path)
-    ids = config.eos_token_id
-    return frozenset([ids] if isinstance(ids, int) else ids or [])
 
 
 def _check(config: EngineConfig, num_kv_tokens: int, max_positions: int) -> None:

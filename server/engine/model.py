@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from transformers import PretrainedConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
+from pruning.architectures import architecture_of
 from pruning.delta import Delta
 from server.engine.attention import AttentionPlan, AttentionSpan, PagedKV
 from server.engine.delta import DeltaRows, ServedDelta, TorchDelta, add_low_rank, rows_of_map
@@ -23,7 +24,7 @@ from server.engine.weights import LayerWeights, ModelWeights
 
 @dataclass(frozen=True)
 class ModelGeometry:
-    """The numbers that attention and the KV cache are shaped by."""
+    """The numbers that attention is shaped by."""
 
     num_layers: int
     num_heads: int
@@ -34,17 +35,17 @@ class ModelGeometry:
 
     @classmethod
     def from_config(cls, config: PretrainedConfig) -> "ModelGeometry":
-        head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        architecture = architecture_of(config)
         window = getattr(config, "sliding_window", None)
         if not getattr(config, "use_sliding_window", True):
             window = None
         # Where a config does not say which layers slide, all of them do (Mistral).
         kinds = getattr(config, "layer_types", None) or ["sliding_attention"] * config.num_hidden_layers
         return cls(
-            num_layers=config.num_hidden_layers,
-            num_heads=config.num_attention_heads,
-            num_kv_heads=config.num_key_value_heads,
-            head_dim=head_dim,
+            num_layers=architecture.num_layers,
+            num_heads=architecture.num_heads,
+            num_kv_heads=architecture.num_kv_heads,
+            head_dim=architecture.head_dim,
             norm_eps=config.rms_norm_eps,
             windows=tuple(window if kind == "sliding_attention" else None for kind in kinds),
         )
@@ -54,10 +55,6 @@ class ModelGeometry:
         """Outputs of the query, key and value projections."""
         keys = self.num_kv_heads * self.head_dim
         return self.num_heads * self.head_dim, keys, keys
-
-    def kv_bytes_per_token(self, dtype: torch.dtype) -> int:
-        """Keys and values of one token, all layers."""
-        return 2 * self.num_layers * self.num_kv_heads * self.head_dim * dtype.itemsize
 
 
 @dataclass(frozen=True)

@@ -2,9 +2,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from transformers import AutoConfig, GPT2Config, LlamaConfig, PretrainedConfig
+import torch
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    GenerationConfig,
+    GPT2Config,
+    LlamaConfig,
+    PretrainedConfig,
+    Qwen2Config,
+)
 
-from pruning.architectures import FAMILIES, architecture_of
+from pruning.architectures import FAMILIES, architecture_of, eos_token_ids
 from pruning.errors import UnsupportedModelError
 from pruning.tensors import open_tensors
 from tests.tiny import FAMILIES as TINY_FAMILIES
@@ -92,3 +101,27 @@ def test_a_size_that_is_none_is_refused() -> None:
 
     with pytest.raises(UnsupportedModelError, match="num_hidden_layers is 0"):
         architecture_of(broken)
+
+
+@pytest.mark.parametrize("family", TINY_FAMILIES)
+def test_a_token_takes_the_memory_that_transformers_keeps_for_it(family: str, tmp_path: Path) -> None:
+    """24 is not the residual stream's 64 over 4 heads."""
+    path = tiny_checkpoint(tmp_path, family, head_dim=24)
+    model = AutoModelForCausalLM.from_pretrained(path)
+    kept = model(torch.tensor([[5, 6, 7]])).past_key_values
+
+    held = sum(layer.keys.nbytes + layer.values.nbytes for layer in kept.layers)
+    assert architecture_of(model.config).kv_bytes_per_token(itemsize=4) * 3 == held
+
+
+def test_heads_share_the_residual_stream_where_their_width_is_not_declared() -> None:
+    plain = Qwen2Config(hidden_size=64, intermediate_size=192, num_attention_heads=4, num_hidden_layers=3)
+    assert not hasattr(plain, "head_dim")
+
+    assert architecture_of(plain).head_dim == 16
+
+
+@pytest.mark.parametrize(("named", "ids"), [(7, {7}), ([7, 9], {7, 9}), (None, set()), (0, {0})])
+def test_one_token_several_or_none_end_an_answer(named: Any, ids: set[int]) -> None:
+    assert eos_token_ids(config(eos_token_id=named)) == ids
+    assert eos_token_ids(GenerationConfig(eos_token_id=named)) == ids

@@ -252,3 +252,11 @@ def test_the_cache_directory_can_be_named(monkeypatch: pytest.MonkeyPatch) -> No
     assert default_cache_dir() == Path("/some/where")
     monkeypatch.delenv("SECATEUR_CACHE_DIR")
     assert default_cache_dir() == Path("~/.cache/secateur").expanduser()
+
+
+def test_generation_settings_say_what_ends_an_answer_before_the_model_does(model: Path) -> None:
+    settings, config = model / "generation_config.json", json.loads((model / "config.json").read_text())
+    settings.write_text(json.dumps({"eos_token_id": [3, 4]}))
+    assert open_checkpoint(str(model), model).eos_token_ids == {3, 4}
+    settings.unlink()
+    assert open_checkpoint(str(model), model).eos_token_ids == {config["eos_token_id"]}
