@@ -19,6 +19,7 @@ from server import __version__
 from server.engine.async_engine import AsyncEngine
 from server.errors import RequestError, request_error
 from server.generation import Generations
+from server.live_source import LiveSource
 from server.metrics import Metrics
 from server.middleware import (
     REQUEST_ID_HEADER,
@@ -32,6 +33,8 @@ from server.probing import ProbesOff, Probing
 from server.routes.admin import admin_router
 from server.routes.chat import chat_router
 from server.routes.completions import completions_router
+from server.routes.console import console_router
+from server.routes.live import live_router
 from server.routes.models import models_router
 from server.routes.operations import operations_router
 from server.routes.tokenize import tokenize_router
@@ -54,6 +57,7 @@ def build_app(
     metrics: Metrics,
     probing: Probing | ProbesOff,
     shadow: ShadowScorer,
+    live: LiveSource,
     max_model_len: int,
 ) -> FastAPI:
     """The ASGI application. Its lifespan starts and stops the engine, and what runs on it by itself."""
@@ -61,14 +65,15 @@ def build_app(
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         engine.start()
-        scoring = asyncio.create_task(shadow.run())
+        own_tasks = [asyncio.create_task(work) for work in (shadow.run(), live.history.run())]
         if isinstance(probing, Probing):
             probing.start()
         try:
             yield
         finally:
-            scoring.cancel()
-            await asyncio.gather(scoring, return_exceptions=True)
+            for task in own_tasks:
+                task.cancel()
+            await asyncio.gather(*own_tasks, return_exceptions=True)
             if isinstance(probing, Probing):
                 await probing.stop()
             await engine.stop()
@@ -88,9 +93,12 @@ def build_app(
     app.include_router(chat_router(generations, tokenizer, max_model_len, count))
     app.include_router(models_router(registry, int(time.time()), max_model_len))
     app.include_router(variants_router(registry, probing, shadow))
+    app.include_router(live_router(live))
     app.include_router(tokenize_router(tokenizer, max_model_len))
     app.include_router(admin_router(registry, metrics.declare, probing, shadow))
     app.include_router(operations_router(engine, generations, metrics))
+    if settings.console:
+        app.include_router(console_router())
     for status in registry.offer().statuses:
         metrics.declare(status.variant.name)
 

@@ -5,7 +5,6 @@ import platform
 import time
 from collections.abc import Iterator
 
-import psutil
 import torch
 from prometheus_client.core import GaugeMetricFamily, InfoMetricFamily
 from prometheus_client.registry import Collector
@@ -14,6 +13,7 @@ from eval.verdicts import Evidence, Verdict
 from server import __version__
 from server.engine.async_engine import AsyncEngine
 from server.engine.engine import Engine
+from server.memory import device_memory
 from server.metrics import Metrics
 from server.variants import VariantRegistry, VariantState
 
@@ -112,11 +112,11 @@ class StateCollector(Collector):
             "secateur_weight_bytes", "Resident weights, shared by all variants.", self._engine.weight_bytes
         )
         yield GaugeMetricFamily("secateur_kv_bytes", "Memory for KV blocks.", self._engine.kv_bytes)
-        own, used, total = _cuda_memory(self._device) if self._device.type == "cuda" else _host_memory()
+        memory = device_memory(self._device)
         help_texts = {
-            "secateur_device_memory_process_bytes": ("Held by this process.", own),
-            "secateur_device_memory_used_bytes": ("Held by all processes.", used),
-            "secateur_device_memory_total_bytes": ("Of the device.", total),
+            "secateur_device_memory_process_bytes": ("Held by this process.", memory.process),
+            "secateur_device_memory_used_bytes": ("Held by all processes.", memory.used),
+            "secateur_device_memory_total_bytes": ("Of the device.", memory.total),
         }
         for name, (text, value) in help_texts.items():
             gauge = GaugeMetricFamily(name, f"Device memory in bytes. {text}", labels=["device"])
@@ -152,15 +152,3 @@ def _evidence_values(known: Evidence | None) -> list[float | None]:
         known.drop_high,
         known.trap_rate,
     ]
-
-
-def _host_memory() -> tuple[int, int, int]:
-    """(resident set of this process, used by all, total), bytes."""
-    memory = psutil.virtual_memory()
-    return psutil.Process().memory_info().rss, memory.total - memory.available, memory.total
-
-
-def _cuda_memory(device: torch.device) -> tuple[int, int, int]:
-    """(held by torch for this process, used by all according to NVML, total), bytes."""
-    total = torch.cuda.get_device_properties(device).total_memory
-    return torch.cuda.memory_reserved(device), torch.cuda.device_memory_used(device), total

@@ -4,8 +4,11 @@ Those two alone import prometheus_client. Labels come from closed sets: variants
 verdicts, error codes. docs/reference/metrics.md lists every metric and is held to them by a test.
 """
 
+from collections.abc import Iterator
+
 from prometheus_client import CollectorRegistry, Counter, Histogram, disable_created_metrics
 from prometheus_client.exposition import choose_encoder
+from prometheus_client.samples import Sample
 
 from eval.traps import Trap
 from eval.verdicts import Verdict
@@ -13,6 +16,7 @@ from server.agreement import Agreement, ShadowOutcome
 from server.engine.request import FinishReason, RequestStats
 from server.engine.stats import StepStats
 from server.errors import error_codes
+from server.totals import Totals, buckets, by_variant, total
 from server.workload import Workload
 
 TRAPS = [trap for trap in Trap if trap is not Trap.NONE]
@@ -148,6 +152,17 @@ class Metrics:
         encode, content_type = choose_encoder(accept)
         return encode(self.registry), content_type
 
+    def totals(self) -> Totals:
+        """What the counters stand at."""
+        return Totals(
+            requests=by_variant(_samples(self._requests)),
+            rejections=total(_samples(self._rejections)),
+            prompt_tokens=by_variant(_samples(self._prompt_tokens)),
+            generation_tokens=by_variant(_samples(self._generation_tokens)),
+            first_token_seconds=buckets(_samples(self._first_token_seconds)),
+            inter_token_seconds=buckets(_samples(self._inter_token_seconds)),
+        )
+
     def rejected(self, code: str) -> None:
         """An HTTP request was answered with an error of this code."""
         self._rejections.labels(code).inc()
@@ -208,3 +223,7 @@ class Metrics:
 
     def _histogram(self, name: str, text: str, buckets: tuple[float, ...], *labels: str) -> Histogram:
         return Histogram(name, text, labelnames=labels, buckets=buckets, registry=self.registry)
+
+
+def _samples(metric: Counter | Histogram) -> Iterator[Sample]:
+    return (sample for family in metric.collect() for sample in family.samples)

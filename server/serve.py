@@ -31,6 +31,7 @@ from server.engine.config import EngineConfig
 from server.engine.engine import Engine
 from server.gauges import StateCollector
 from server.generation import Generations
+from server.live_source import LiveSource
 from server.loading import engine_config, load_sizes
 from server.metrics import Metrics
 from server.policy import VariantPolicy
@@ -206,6 +207,7 @@ def assemble(settings: ServeSettings, loaded: LoadedModel) -> Service:
         metrics=metrics,
         probing=probing,
         shadow=shadow,
+        live=LiveSource(engine, generations, metrics, probing),
         max_model_len=engine.config.max_model_len,
     )
     return Service(app, generations, probing)
