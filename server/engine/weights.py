@@ -16,6 +16,7 @@ from pruning.ranking import Ranking
 from pruning.tensors import TensorReader
 
 _ROWS_PER_SLICE = 1024  # of an MLP matrix: the memory that reading takes on top of what is kept
+_HEAD = "lm_head.weight"
 
 
 @dataclass(frozen=True)
@@ -111,10 +112,10 @@ class WeightReader:
 
     def head(self) -> torch.Tensor | None:
         """[vocabulary, hidden], or None where the head is the embedding."""
+        if not has_own_head(self._checkpoint):
+            return None
         with self._checkpoint.open_tensors() as tensors:
-            if self.config.tie_word_embeddings or "lm_head.weight" not in tensors.names:
-                return None
-            return self.tensor(tensors, "lm_head.weight")
+            return self.tensor(tensors, _HEAD)
 
     def layers(self) -> Iterator["LayerReader"]:
         """One after the other; each may be read from until the next is asked for."""
@@ -222,6 +223,14 @@ class LayerReader:
 
     def _optional(self, name: str) -> torch.Tensor | None:
         return self._tensor(name) if f"{self._prefix}.{name}" in self._tensors.names else None
+
+
+def has_own_head(checkpoint: Checkpoint) -> bool:
+    """Whether the head is a matrix of its own, not the embedding once more."""
+    if checkpoint.config.tie_word_embeddings:
+        return False
+    with checkpoint.open_tensors() as tensors:
+        return _HEAD in tensors.names
 
 
 def load_weights(reader: WeightReader) -> ModelWeights:
