@@ -80,13 +80,26 @@ class Figures:
 
 
 @dataclass(frozen=True)
-class Cell:
+class Pruned:
     """One candidate at one sparsity."""
 
     candidate: Candidate
     sparsity: float
     exact_sparsity: float
     widths: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Measured(Pruned):
+    """What was measured along all answers, in the same order as those of the others."""
+
+    answers: Sequence[AnswerDivergence]
+
+
+@dataclass(frozen=True)
+class Cell(Pruned):
+    """What that amounts to."""
+
     figures: Figures
 
 
@@ -105,17 +118,6 @@ class Standing:
     @property
     def is_shown_to_be_worse(self) -> bool:
         return self.times_best.low > 1
-
-
-@dataclass(frozen=True)
-class Measured:
-    """One candidate at one sparsity along all answers, in the same order as those of the others."""
-
-    candidate: Candidate
-    sparsity: float
-    exact_sparsity: float
-    widths: tuple[int, ...]
-    answers: Sequence[AnswerDivergence]
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 Knows results, not how they came about. The same results give the same bytes.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from eval.subject import Strategy
 
 SIZE_INCHES = (6.0, 3.6)
 _STYLE: Any = {"svg.hashsalt": "secateur", "svg.fonttype": "none", "font.size": 9, "axes.grid": True}
+_MARKERS: Any = {"marker": "o", "markersize": 3}
 
 
 def draw(results: StudyResults, directory: Path) -> list[tuple[str, str]]:
@@ -57,16 +58,15 @@ def _accuracy(axes: Any, results: StudyResults) -> None:
         cells = _curve(results, strategy)
         shares = [100 * cell.score.accuracy for cell in cells]
         axes.errorbar(
-            [100 * cell.exact_sparsity for cell in cells],
+            _removed(cells),
             shares,
             yerr=[
                 [share - 100 * cell.score.low for share, cell in zip(shares, cells, strict=True)],
                 [100 * cell.score.high - share for share, cell in zip(shares, cells, strict=True)],
             ],
-            marker="o",
-            markersize=3,
             capsize=2,
             label=strategy.name,
+            **_MARKERS,
         )
     axes.set_ylabel("items solved, %")
     axes.set_ylim(bottom=0)
@@ -76,13 +76,8 @@ def _accuracy(axes: Any, results: StudyResults) -> None:
 def _traps(axes: Any, results: StudyResults) -> None:
     for strategy in results.strategies:
         cells = _curve(results, strategy)
-        axes.plot(
-            [100 * cell.exact_sparsity for cell in cells],
-            [100 * cell.score.trap_rate for cell in cells],
-            marker="o",
-            markersize=3,
-            label=strategy.name,
-        )
+        rates = [100 * cell.score.trap_rate for cell in cells]
+        axes.plot(_removed(cells), rates, label=strategy.name, **_MARKERS)
     axes.set_ylabel("answers, %")
     axes.set_ylim(bottom=0)
     axes.legend()
@@ -90,24 +85,14 @@ def _traps(axes: Any, results: StudyResults) -> None:
 
 def _memory(axes: Any, results: StudyResults) -> None:
     cells = _curve(results, results.strategies[0])
-    axes.plot(
-        [100 * cell.exact_sparsity for cell in cells],
-        [(cell.weight_bytes or 0) / 1e6 for cell in cells],
-        marker="o",
-        markersize=3,
-    )
+    axes.plot(_removed(cells), [(cell.weight_bytes or 0) / 1e6 for cell in cells], **_MARKERS)
     axes.set_ylabel("MB")
     axes.set_ylim(bottom=0)
 
 
 def _throughput(axes: Any, results: StudyResults) -> None:
     cells = [cell for cell in _curve(results, results.strategies[0]) if cell.tokens_per_second is not None]
-    axes.plot(
-        [100 * cell.exact_sparsity for cell in cells],
-        [cell.tokens_per_second for cell in cells],
-        marker="o",
-        markersize=3,
-    )
+    axes.plot(_removed(cells), [cell.tokens_per_second for cell in cells], **_MARKERS)
     axes.set_ylabel("output tokens / s")
     axes.set_ylim(bottom=0)
 
@@ -115,3 +100,8 @@ def _throughput(axes: Any, results: StudyResults) -> None:
 def _curve(results: StudyResults, strategy: Strategy) -> list[CellResult]:
     """From the dense model on."""
     return [results.dense, *results.of(strategy)]
+
+
+def _removed(cells: Sequence[CellResult]) -> list[float]:
+    """Where they are on the x axis."""
+    return [100 * cell.exact_sparsity for cell in cells]
