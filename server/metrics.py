@@ -4,6 +4,7 @@ Those two alone import prometheus_client. Labels come from closed sets: variants
 verdicts, error codes. docs/reference/metrics.md lists every metric and is held to them by a test.
 """
 
+import math
 from collections.abc import Iterator
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, disable_created_metrics
@@ -22,6 +23,8 @@ from server.workload import Workload
 TRAPS = [trap for trap in Trap if trap is not Trap.NONE]
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 TOKENS = tuple(float(2**exponent) for exponent in range(14))
+# How many tokens a step computes, and how /metrics calls it: steps of about as many can be compared.
+SOLO_ROWS = {1: "1", 4: "2-4", 8: "5-8", 16: "9-16", 32: "17-32", math.inf: "33+"}
 
 
 class Metrics:
@@ -72,6 +75,15 @@ class Metrics:
             "variant",
         )
         self._step_seconds = self._histogram("secateur_step_seconds", "Of one engine step.", SECONDS)
+        self._solo_step_seconds = self._counter(
+            "secateur_solo_step_seconds",
+            "Seconds of the steps in which one variant decoded and nothing else happened.",
+            "variant",
+            "rows",
+        )
+        self._solo_steps = self._counter(
+            "secateur_solo_steps", "Those steps, by how many tokens each computed.", "variant", "rows"
+        )
         self._prefix_queries = self._counter(
             "secateur_prefix_cache_queries", "Prompt tokens looked up in the prefix cache."
         )
@@ -129,6 +141,9 @@ class Metrics:
             self._verdict_changes.labels(variant, verdict.value)
         for outcome in ShadowOutcome:
             self._shadow_answers.labels(variant, outcome.value)
+        for rows in SOLO_ROWS.values():
+            self._solo_step_seconds.labels(variant, rows)
+            self._solo_steps.labels(variant, rows)
         for metric in (
             self._background_tokens,
             self._probe_tokens,
@@ -193,6 +208,11 @@ class Metrics:
         self._step_seconds.observe(stats.step_seconds)
         for variant, num_tokens in stats.batch_tokens.items():
             self._batch_tokens.labels(variant).observe(num_tokens)
+        if stats.num_solo_rows:
+            [variant] = stats.batch_tokens
+            rows = next(name for most, name in SOLO_ROWS.items() if stats.num_solo_rows <= most)
+            self._solo_step_seconds.labels(variant, rows).inc(stats.step_seconds)
+            self._solo_steps.labels(variant, rows).inc()
         for variant, num_tokens in stats.background_tokens.items():
             self._background_tokens.labels(variant).inc(num_tokens)
         self._prefix_queries.inc(stats.prefix_queries)

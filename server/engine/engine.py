@@ -109,6 +109,7 @@ class Engine:
         for request in self._scheduler.running:
             if not request.is_background:
                 running[request.variant.name] += 1
+        num_solo_rows = decision.num_solo_rows
         sampled, scored = self._runner.run(decision)
         chosen = {key: [token.token_id for token in tokens] for key, tokens in sampled.items()}
         results = self._scheduler.update(decision, chosen, scored)
@@ -130,6 +131,7 @@ class Engine:
             right_guesses=sum(token_id is not None for _, token_id, _ in results) - len(sampled),
             background_tokens=background_tokens,
             num_background=self._scheduler.num_background,
+            num_solo_rows=num_solo_rows,
         )
 
     def load_delta(self, delta: Delta) -> ServedDelta:

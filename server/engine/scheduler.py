@@ -51,6 +51,11 @@ class ScheduledRequest:
         return self.request.num_computed_tokens + self.num_tokens == self.request.num_tokens
 
     @property
+    def decodes(self) -> bool:
+        """Whether the step computes its newest token, all before it being computed."""
+        return self.num_tokens == 1 and self.request.num_computed_tokens >= len(self.request.prompt_token_ids)
+
+    @property
     def samples(self) -> bool:
         """Whether the request gets a new token."""
         return self.catches_up and self.request.sampling.max_tokens > 0
@@ -70,6 +75,15 @@ class SchedulerOutput:
     preemptions: int
     prefix_queries: int
     prefix_hits: int
+
+    @property
+    def num_solo_rows(self) -> int:
+        """As in StepStats. Holds until `update`."""
+        if len({item.request.variant.name for item in self.scheduled}) > 1:
+            return 0
+        if any(item.request.is_background or not item.decodes for item in self.scheduled):
+            return 0
+        return sum(item.num_tokens + len(item.guesses) for item in self.scheduled)
 
 
 @dataclass(frozen=True)

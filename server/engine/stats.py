@@ -24,6 +24,8 @@ class StepStats:
         right_guesses: those of them that came true.
         background_tokens: variant name -> tokens the step computed for background requests.
         num_background: background requests that run or wait.
+        num_solo_rows: tokens that the step computed, guesses among them, if users' requests of one variant
+            decoded in it and nothing else happened: no prompt, no other variant, no background. Else 0.
     """
 
     step_seconds: float
@@ -38,6 +40,7 @@ class StepStats:
     right_guesses: int = 0
     background_tokens: Mapping[str, int] = field(default_factory=dict)
     num_background: int = 0
+    num_solo_rows: int = 0
 
 
 class EngineObserver(Protocol):
