@@ -1,11 +1,25 @@
-"""Builds the compiled kernels where that can be done; elsewhere the package installs without them."""
+"""Builds the compiled kernels where that can be done, and fetches the console's chart library where it can be
+reached; elsewhere the package installs without them."""
+
+import runpy
 
 from setuptools import Extension, setup
+from setuptools.command.build_py import build_py
 
 SOURCES = "server/engine/kernels/src"
 INSTRUCTIONS = [f"-mavx512{name}" for name in ("f", "bw", "vl", "dq", "bf16")]
 
+
+class BuildWithVendored(build_py):
+    """Package data has to be there before it is collected."""
+
+    def run(self) -> None:
+        runpy.run_path("server/console/fetch.py", run_name="__main__")
+        super().run()
+
+
 setup(
+    cmdclass={"build_py": BuildWithVendored},
     ext_modules=[
         # A plain C library, loaded with ctypes; no Python or torch headers.
         Extension(
@@ -20,5 +34,5 @@ setup(
             extra_link_args=["-fopenmp"],
             optional=True,
         )
-    ]
+    ],
 )

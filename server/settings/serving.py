@@ -87,6 +87,7 @@ class HttpSettings(BaseSettings):
         (), description="bearer keys for /v1 and /tokenize; none: open to all"
     )
     admin_key: SecretStr | None = Field(None, description="bearer key for /admin; none: loopback peers alone")
+    console: bool = Field(True, description="the web page at /")
     max_body_bytes: int = Field(4 * 2**20, ge=1, description="largest body that is read")
     shutdown_timeout_seconds: float = Field(
         30.0, ge=0, allow_inf_nan=False, description="time that running requests have after SIGTERM"

@@ -1,0 +1,79 @@
+/** The page: which view is shown, the model's name, and the question for an API key. */
+
+import { keepKey, onKeyWanted } from "./api.js";
+import { byId, tell } from "./dom.js";
+import { readLink, writeLink } from "./link.js";
+import { LiveView } from "./live.js";
+import { Playground } from "./playground.js";
+import { onServed, refresh } from "./served.js";
+import { VariantsView } from "./variants.js";
+
+const VIEWS = ["playground", "live", "variants"];
+const RETRY_MS = 2000;
+
+const opened = readLink(location.hash);
+const playground = new Playground(opened.view === "playground" ? opened.parameters : new URLSearchParams());
+const live = new LiveView();
+const variants = new VariantsView();
+
+/** Shows the view that the address names. */
+function navigate() {
+  const { view } = readLink(location.hash);
+  const shown = VIEWS.includes(view) ? view : VIEWS[0];
+  for (const name of VIEWS) byId(name).hidden = name !== shown;
+  for (const link of document.querySelectorAll("nav a")) {
+    if (/** @type {HTMLElement} */ (link).dataset.view === shown) link.setAttribute("aria-current", "page");
+    else link.removeAttribute("aria-current");
+  }
+  document.title = `${shown[0].toUpperCase()}${shown.slice(1)} · Secateur`;
+  live.setActive(shown === "live");
+  variants.setActive(shown === "variants");
+}
+
+/** Resolves once the question is answered; one question at a time. @type {Promise<boolean> | null} */
+let asking = null;
+
+/** @param {string} told @returns {Promise<boolean>} whether there is a key to try */
+function askForKey(told) {
+  asking ??= new Promise((resolve) => {
+    const dialog = byId("key-dialog");
+    tell(byId("key-told"), told);
+    byId("api-key").value = "";
+    dialog.returnValue = "";
+    dialog.addEventListener(
+      "close",
+      () => {
+        asking = null;
+        const key = byId("api-key").value.trim();
+        if (dialog.returnValue !== "cancelled" && key) keepKey("api", key);
+        resolve(dialog.returnValue !== "cancelled" && key !== "");
+      },
+      { once: true },
+    );
+    dialog.addEventListener("cancel", () => (dialog.returnValue = "cancelled"), { once: true });
+    dialog.showModal();
+  });
+  return asking;
+}
+
+/** Asks until there is an answer: the server may be just starting. */
+async function begin() {
+  try {
+    await refresh();
+    tell(byId("trouble"), "");
+  } catch (/** @type {any} */ error) {
+    tell(byId("trouble"), `${error.message[0].toUpperCase()}${error.message.slice(1)}. Trying again …`);
+    setTimeout(begin, RETRY_MS);
+  }
+}
+
+onKeyWanted(askForKey);
+onServed(({ listing }) => (byId("model").textContent = listing.model));
+// The playground's link is its state: it comes back as it was left.
+document.querySelector('[data-view="playground"]')?.addEventListener("click", (event) => {
+  event.preventDefault();
+  location.hash = writeLink({ view: "playground", parameters: playground.parameters });
+});
+addEventListener("hashchange", navigate);
+navigate();
+begin();

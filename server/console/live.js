@@ -1,0 +1,4 @@
+/** What goes on now. */
+export class LiveView {
+  setActive() {}
+}

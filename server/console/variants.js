@@ -1,0 +1,4 @@
+/** The list of variants. */
+export class VariantsView {
+  setActive() {}
+}
