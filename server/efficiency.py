@@ -33,10 +33,10 @@ class CostModel:
 
     def __init__(self, checkpoint: Checkpoint, engine: Engine) -> None:
         architecture = self._architecture = checkpoint.architecture
-        self._head = checkpoint.config.vocab_size * architecture.hidden_size
+        self._head: int = checkpoint.config.vocab_size * architecture.hidden_size
         # Where the embedding is the head as well, all of it is read after all.
         self._unread = self._head if has_own_head(checkpoint) else 0
-        self._itemsize = getattr(torch, engine.config.dtype).itemsize
+        self._itemsize: int = getattr(torch, engine.config.dtype).itemsize
         widths = (architecture.intermediate_size,) * architecture.num_layers
         self.dense = TokenCost(self._flops(widths), self._bytes_read(engine.parameters(widths)))
 
