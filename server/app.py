@@ -4,6 +4,7 @@ Builds; the collaborators come in ready-made from server/__main__.py or from a t
 """
 
 import asyncio
+import logging
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -44,6 +45,8 @@ from server.shadow import ShadowScorer
 from server.tokenization import PromptTokenizer
 from server.variants import VariantRegistry
 
+logger = logging.getLogger(__name__)
+
 CLIENT_CLOSED_REQUEST = 499  # nginx's; nobody receives it, but the log shows it
 
 
@@ -66,6 +69,8 @@ def build_app(
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         engine.start()
         own_tasks = [asyncio.create_task(work) for work in (shadow.run(), live.history.run())]
+        for task in own_tasks:
+            task.add_done_callback(_report_fault)
         if isinstance(probing, Probing):
             probing.start()
         try:
@@ -126,3 +131,8 @@ def build_app(
     app.add_middleware(ErrorMiddleware, respond=respond)
     app.add_middleware(RequestIdMiddleware)
     return app
+
+
+def _report_fault(task: "asyncio.Task[None]") -> None:
+    if not task.cancelled() and (error := task.exception()) is not None:
+        logger.error("what the server does by itself has ended by a fault of its own", exc_info=error)

@@ -12,9 +12,6 @@ from dataclasses import dataclass, field
 
 from server.totals import Totals, between, quantile
 
-INTERVAL_SECONDS = 2.0
-SPAN_SECONDS = 15 * 60.0
-
 
 @dataclass(frozen=True)
 class Accuracy:
@@ -117,13 +114,14 @@ class LiveHistory:
 
     Args:
         read: takes a reading; called on the event loop, every `interval_seconds`.
+        span_seconds: how far back it goes.
     """
 
     def __init__(
         self,
         read: Callable[[], Reading],
-        interval_seconds: float = INTERVAL_SECONDS,
-        span_seconds: float = SPAN_SECONDS,
+        interval_seconds: float,
+        span_seconds: float,
     ) -> None:
         self.read = read
         self.interval_seconds = interval_seconds

@@ -29,6 +29,8 @@ from server.metrics import Metrics
 from server.probing import ProbesOff, Probing
 from server.variants import VariantRegistry, VariantStatus
 
+INTERVAL_SECONDS = 2.0
+SPAN_SECONDS = 15 * 60.0
 MAX_VERDICTS = 200
 
 
@@ -52,7 +54,7 @@ class LiveSource:
         self._metrics = metrics
         self._probing = probing
         self._device = torch.device(engine.config.device)
-        self.history = LiveHistory(self.read)
+        self.history = LiveHistory(self.read, INTERVAL_SECONDS, SPAN_SECONDS)
 
     def read(self) -> Reading:
         """What is known at this moment."""

@@ -120,6 +120,11 @@ def test_a_broken_variant_is_refused_and_a_mended_one_comes_back(
     with judged(math_mini, tmp_path, probe_budget=0.0) as live, live.client() as client:
         again = known(client, PRUNED)
         assert [c["after"] for c in again["changes"]] == ["degraded", "safe"]
+        verdicts = client.get("/v1/live").json()["verdicts"]
+        assert [(v["variant"], v["previous"], v["verdict"]) for v in verdicts] == [
+            (PRUNED, "unproven", "degraded"),
+            (PRUNED, "degraded", "safe"),
+        ]
         assert again["evidence"]["verdict"] == "safe"
         assert client.post("/admin/variants", json={"sparsity": 0.1}).status_code == 201
         eventually(lambda: known(client, "math-mini:s10")["evidence"] is not None)
