@@ -12,7 +12,7 @@ PEERS ?= $(HOME)/.cache/secateur/peers
 
 BIN := $(VENV)/bin
 
-.PHONY: help install serve test test-reference check format bench bench-peers bench-report study wheel image clean
+.PHONY: help install serve test test-reference check format bench bench-peers bench-report study dashboards wheel image clean
 
 help:  ## List the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -32,6 +32,7 @@ check: $(VENV)/.installed-dev  ## Formatting, lint, types, and the arrows betwee
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/mypy --python-version 3.11 deploy  # what it is built with needs that
 	$(BIN)/lint-imports
 
 format: $(VENV)/.installed-dev  ## Format and fix what can be fixed
@@ -50,6 +51,9 @@ bench-report: $(VENV)/.installed-dev  ## Put bench/results into docs/performance
 study: $(VENV)/.installed-dev  ## Study how much of math-mini may go, in 15 minutes; goes on where it was (ARGS="...")
 	$(BIN)/secateur study --items 1000 --sparsities 0.1,0.2,0.3,0.4,0.5,0.6 --compare-scores selectivity \
 		--out docs/studies/math-mini $(ARGS)
+
+dashboards: $(VENV)/.installed-dev  ## Build Grafana's dashboards into deploy/grafana/dashboards
+	$(BIN)/python -m deploy.dashboards
 
 wheel: $(VENV)/.installed  ## Build the wheel into dist/
 	$(BIN)/pip wheel --quiet --no-deps --wheel-dir dist .
