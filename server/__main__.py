@@ -16,6 +16,7 @@ from server.settings import (
     ExportSettings,
     ProfileSettings,
     RankSettings,
+    RecoverSettings,
     ServeSettings,
     SettingsError,
     StudySettings,
@@ -59,6 +60,7 @@ def _run(settings: CommonSettings) -> None:
     from server.evaluating import evaluate, study
     from server.exporting import export
     from server.profiles import measure_profile
+    from server.recovering import recover_variants, recovery_summary
     from server.serve import serve
     from server.stepping import make_ranking
 
@@ -71,6 +73,8 @@ def _run(settings: CommonSettings) -> None:
         print(f"{path}\n  {profile.provenance.model_name}, {profile.provenance.task}, {profile.digest}")
     elif isinstance(settings, CompensateSettings):
         print(delta_summary(*fit_delta(settings)))
+    elif isinstance(settings, RecoverSettings):
+        print(recovery_summary(*recover_variants(settings)))
     elif isinstance(settings, RankSettings):
         saved = make_ranking(settings)
         print(f"{settings.out}\n  {saved.ranking.score}, {saved.provenance.task}, {saved.ranking.digest}")

@@ -33,6 +33,9 @@ from server.settings.making import (
     ProfileSettings,
     RankSettings,
 )
+from server.settings.recovery import (
+    RecoverSettings,
+)
 from server.settings.serving import (
     HttpSettings,
     ServeSettings,
@@ -57,6 +60,7 @@ __all__ = [
     "ProfiledSettings",
     "RankSettings",
     "RankingSettings",
+    "RecoverSettings",
     "ScoreName",
     "ServeSettings",
     "SettingsError",

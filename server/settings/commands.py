@@ -16,6 +16,7 @@ from server.settings.making import (
     ProfileSettings,
     RankSettings,
 )
+from server.settings.recovery import RecoverSettings
 from server.settings.serving import ServeSettings
 from server.settings.sources import SettingsError, nearest
 
@@ -23,6 +24,7 @@ COMMANDS: dict[str, type[CommonSettings]] = {
     "serve": ServeSettings,
     "profile": ProfileSettings,
     "compensate": CompensateSettings,
+    "recover": RecoverSettings,
     "rank": RankSettings,
     "compare": CompareSettings,
     "export": ExportSettings,

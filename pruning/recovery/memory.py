@@ -1,0 +1,93 @@
+"""What a training takes in memory, and whether activations have to be computed again. Allocates nothing."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from pruning.checkpoint import Checkpoint
+from pruning.delta import Projection
+from pruning.errors import DeltaError
+from pruning.recovery.loss import LOGIT_ROWS
+
+logger = logging.getLogger(__name__)
+
+ADAM_COPIES = 5  # of a matrix in float32: itself, the best, its gradient and two moments
+LOGIT_COPIES = 6  # of the logits in float32 that the loss and its gradient hold at once
+GIB = 2**30
+
+
+@dataclass(frozen=True)
+class TrainingMemory:
+    """Bytes, estimated for the supported decoders.
+
+    Attributes:
+        weights: of the whole model, which is loaded before it is cut.
+        matrices: with their gradients and the optimizer's moments.
+        activations: of one row, kept for the way back.
+        recomputed: of one row, where only what enters each layer is kept.
+    """
+
+    weights: int
+    matrices: int
+    logits: int
+    activations: int
+    recomputed: int
+
+    @classmethod
+    def of(
+        cls,
+        checkpoint: Checkpoint,
+        widths: Sequence[int],
+        ranks: Mapping[Projection, int],
+        *,
+        row_tokens: int,
+        dtype: torch.dtype,
+    ) -> "TrainingMemory":
+        hidden = checkpoint.architecture.hidden_size
+        with checkpoint.open_tensors() as reader:
+            numbers = sum(torch.Size(reader.shape(name)).numel() for name in reader.names)
+        # A map of attention has hidden_size inputs and outputs at most.
+        matrices = sum(
+            rank * (hidden + (width if name in ("gate_proj", "up_proj", "down_proj") else hidden))
+            for width in widths
+            for name, rank in ranks.items()
+        )
+        # Each A keeps its input in float32 (six of hidden_size, one of the width); norms, products and
+        # nonlinearities keep theirs.
+        layers = [
+            row_tokens * (hidden * (6 * 4 + 12 * dtype.itemsize) + width * (4 + 5 * dtype.itemsize))
+            for width in widths
+        ]
+        return cls(
+            weights=numbers * dtype.itemsize,
+            matrices=ADAM_COPIES * 4 * matrices,
+            logits=LOGIT_COPIES * 4 * LOGIT_ROWS * checkpoint.config.vocab_size,
+            activations=sum(layers),
+            recomputed=max(layers) + len(layers) * row_tokens * hidden * dtype.itemsize,
+        )
+
+    def choose_recompute(self, asked: bool | None, max_bytes: int) -> bool:
+        """Whether to compute activations again: as asked, else only where there is no room for them.
+
+        Raises:
+            DeltaError: more than `max_bytes` would be needed.
+        """
+        fixed = self.weights + self.matrices + self.logits
+        recompute = fixed + self.activations > max_bytes if asked is None else asked
+        activations = self.recomputed if recompute else self.activations
+        if fixed + activations > max_bytes:
+            way_out = "lower --row-tokens" if recompute else "set --recompute on"
+            raise DeltaError(
+                f"the training would take {(fixed + activations) / GIB:.2f} GiB: weights "
+                f"{self.weights / GIB:.2f}, matrices and their optimizer {self.matrices / GIB:.2f}, logits "
+                f"{self.logits / GIB:.2f}, activations {activations / GIB:.2f}; --max-memory allows "
+                f"{max_bytes / GIB:.2f}: raise it, or {way_out}"
+            )
+        if recompute and asked is None:
+            logger.info(
+                "activations are computed again on the way back: %.2f GiB in place of %.2f",
+                *(self.recomputed / GIB, self.activations / GIB),
+            )
+        return recompute

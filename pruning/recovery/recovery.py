@@ -1,0 +1,268 @@
+"""Recovery of pruned variants from end to end: the dense model's answers, the training, a delta each.
+
+Knows which part does what, what takes how much memory, and what is written down; the parts do the work.
+"""
+
+import hashlib
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pruning.answers import prompt_token_ids
+from pruning.calibration import check_lengths, load_network
+from pruning.checkpoint import Checkpoint
+from pruning.delta import Delta, DeltaProvenance, Setting
+from pruning.errors import DeltaError
+from pruning.ranking import Ranking
+from pruning.recovery.dense import DenseSource, TaughtSequence, dense_sequences
+from pruning.recovery.loss import LossSums
+from pruning.recovery.memory import TrainingMemory
+from pruning.recovery.network import AdaptedNetwork, AdapterSettings, ranks
+from pruning.recovery.progress import Progress, ProgressFile
+from pruning.recovery.training import Trainer, TrainingSettings
+from pruning.slicing import check_fit
+
+logger = logging.getLogger(__name__)
+
+METHOD = "recovery"
+PROGRESS_FILE = "training.safetensors"
+HELD_OUT_OF = 10  # one of so many answers is not trained on
+MIN_ANSWERS = 10
+
+
+@dataclass(frozen=True)
+class RecoveryVariant:
+    """A variant to be recovered: the sparsity asked for, and the widths that follow from it."""
+
+    sparsity: float
+    widths: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class RecoveryData:
+    """What the dense model is asked.
+
+    Attributes:
+        prompts: user messages.
+        max_new_tokens: of an answer; one that does not end within them is dropped.
+        top: likeliest tokens of the dense model that are kept at each place.
+        directory: where its answers are kept, for later recoveries as well.
+    """
+
+    prompts: tuple[str, ...]
+    max_new_tokens: int
+    top: int
+    directory: Path
+
+
+@dataclass(frozen=True)
+class RecoverySettings:
+    """How variants are recovered.
+
+    Attributes:
+        dtype: that the network computes in; the matrices are float32.
+        recompute: of activations on the way back; None: where there is no room for them.
+        max_memory_bytes: that weights, matrices, activations and logits may take together.
+    """
+
+    adapter: AdapterSettings
+    training: TrainingSettings
+    device: str
+    dtype: torch.dtype
+    recompute: bool | None
+    max_memory_bytes: int
+
+
+@dataclass(frozen=True)
+class Recovery:
+    """What came of it.
+
+    Attributes:
+        deltas: one for each variant, in their order.
+        before, after: on held-out answers, of each variant: without a delta, and with the one written.
+        progress: the curves.
+        planned_steps: an early stop leaves some out.
+        facts: settings, counts and digests, for a report.
+    """
+
+    deltas: tuple[Delta, ...]
+    before: tuple[LossSums, ...]
+    after: tuple[LossSums, ...]
+    progress: Progress
+    planned_steps: int
+    facts: Mapping[str, Any]
+
+
+def recover(
+    checkpoint: Checkpoint,
+    ranking: Ranking,
+    variants: Sequence[RecoveryVariant],
+    data: RecoveryData,
+    settings: RecoverySettings,
+    work: Path,
+    *,
+    start: Delta | None = None,
+    progress: bool,
+) -> Recovery:
+    """Trains low-rank matrices that bring pruned variants back to the dense model.
+
+    They are trained on the dense model's own greedy answers, to minimise over their tokens
+
+        ce_weight · cross-entropy + KL(dense ‖ variant),
+
+    the latter over the dense model's `top` likeliest tokens and all others as one. The matrices that did best
+    on held-out answers win. Several variants share one adapter: each row of training text is read at the
+    width of one of them, drawn by chance, and narrower ones use the matrices' first neurons.
+
+    Args:
+        variants: by rising sparsity.
+        work: a directory for the training's progress, with which one that was interrupted goes on where it
+            was, to the same curve. The caller removes it.
+        start: a delta of the only variant, from which training goes on in place of zero.
+        progress: shows bars with the time left, on stderr.
+
+    Raises:
+        DeltaError: too few answers, more memory needed than allowed, a start of another variant, a loss that
+            is not finite, or progress that cannot be kept or is of another run.
+        ModelError, ProfileError: the checkpoint is damaged; a prompt does not fit; ranking or widths do not.
+    """
+    architecture = checkpoint.architecture
+    for variant in variants:
+        check_fit(ranking, variant.widths, architecture.num_layers, architecture.intermediate_size)
+    if start is not None:
+        start.check(model=checkpoint.fingerprint, ranking=ranking.digest, widths=variants[0].widths)
+    layers = None if start is None else start.layers
+    memory = TrainingMemory.of(
+        checkpoint,
+        variants[0].widths,
+        ranks(settings.adapter, layers),
+        row_tokens=settings.training.row_tokens,
+        dtype=settings.dtype,
+    )
+    recompute = memory.choose_recompute(settings.recompute, settings.max_memory_bytes)
+    tokenizer = checkpoint.tokenizer()
+    prompts = [prompt_token_ids(tokenizer, prompt) for prompt in data.prompts]
+    check_lengths(checkpoint, prompts, data.max_new_tokens)
+    source = DenseSource(
+        checkpoint,
+        settings.dtype,
+        tuple(map(tuple, prompts)),
+        data.max_new_tokens,
+        _top(checkpoint, data.top),
+    )
+    facts = _facts(checkpoint, ranking, variants, source, settings, start)
+    key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+    model = load_network(checkpoint, torch.device(settings.device), settings.dtype)
+    training, held_out = _dealt(dense_sequences(model, source, data.directory, progress=progress))
+    network = AdaptedNetwork(
+        model,
+        ranking,
+        [variant.widths for variant in variants],
+        settings.adapter,
+        start=layers,
+        recompute=recompute,
+    )
+    trainer = Trainer(network, training, held_out, settings.training, ProgressFile(work / PROGRESS_FILE, key))
+    done = trainer.run(progress=progress)
+    found = [network.layers(place) for place in range(len(variants))]
+    network.load(found[0])  # rounded as it is written
+    after = trainer.held_out_losses()
+    network.load(tuple({} for _ in found[0]))
+    before = trainer.held_out_losses()
+    counts = {
+        "answers": len(training) + len(held_out),
+        "held_out_answers": len(held_out),
+        "held_out_tokens": after[0].tokens,
+        "steps": len(done.steps),
+    }
+    deltas = tuple(
+        Delta(
+            DeltaProvenance(
+                model_name=checkpoint.name,
+                model=checkpoint.fingerprint,
+                ranking=ranking.digest,
+                sparsity=variant.sparsity,
+                widths=variant.widths,
+                method=METHOD,
+                settings={
+                    **_flat(facts["settings"]),
+                    **counts,
+                    "data": source.digest,
+                    "kl_nats_before": before[place].mean_divergence,
+                    "kl_nats_after": after[place].mean_divergence,
+                },
+                created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            ),
+            found[place],
+        )
+        for place, variant in enumerate(variants)
+    )
+    return Recovery(
+        deltas=deltas,
+        before=tuple(before),
+        after=tuple(after),
+        progress=done,
+        planned_steps=trainer.num_steps,
+        facts={**facts, **counts, "recompute": recompute},
+    )
+
+
+def _facts(
+    checkpoint: Checkpoint,
+    ranking: Ranking,
+    variants: Sequence[RecoveryVariant],
+    source: DenseSource,
+    settings: RecoverySettings,
+    start: Delta | None,
+) -> dict[str, Any]:
+    """All that decides how the training goes."""
+    training = asdict(settings.training)
+    del training["save_seconds"]
+    return {
+        "model": {"name": checkpoint.name, "digest": checkpoint.fingerprint},
+        "tokenizer": checkpoint.tokenizer_fingerprint,
+        "ranking": ranking.digest,
+        "variants": [asdict(variant) for variant in variants],
+        "data": source.digest,
+        "start": None if start is None else start.digest,
+        "settings": {
+            **asdict(settings.adapter),
+            **training,
+            "prompts": len(source.prompts),
+            "top": source.top,
+            "dtype": str(settings.dtype).removeprefix("torch."),
+            "device": settings.device,
+        },
+    }
+
+
+def _flat(settings: Mapping[str, Any]) -> dict[str, Setting]:
+    return {name: value for name, value in settings.items() if isinstance(value, str | int | float)}
+
+
+def _top(checkpoint: Checkpoint, top: int) -> int:
+    """Less than all tokens: the others as one are part of the loss."""
+    vocabulary = checkpoint.config.vocab_size
+    if top >= vocabulary:
+        raise DeltaError(
+            f"top is {top}, of a vocabulary of {vocabulary:,}: at most {vocabulary - 1:,} make sense"
+        )
+    return top
+
+
+def _dealt(taught: Sequence[TaughtSequence]) -> tuple[list[TaughtSequence], list[TaughtSequence]]:
+    """To train on, and held out."""
+    if len(taught) < MIN_ANSWERS:
+        raise DeltaError(
+            f"{len(taught)} of the dense model's answers ended; at least {MIN_ANSWERS} are needed: give more "
+            "prompts (--num-prompts), or a task whose answers end"
+        )
+    held_out = [sequence for place, sequence in enumerate(taught) if place % HELD_OUT_OF == 0]
+    return [sequence for place, sequence in enumerate(taught) if place % HELD_OUT_OF], held_out
