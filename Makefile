@@ -12,7 +12,7 @@ PEERS ?= $(HOME)/.cache/secateur/peers
 
 BIN := $(VENV)/bin
 
-.PHONY: help install serve test test-reference check format bench bench-peers bench-report study dashboards wheel image clean
+.PHONY: help install serve test test-reference check format bench bench-peers bench-report metrics-page study dashboards wheel image clean
 
 help:  ## List the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -47,6 +47,9 @@ bench-peers: $(VENV)/.installed-dev  ## The same beside OpenVINO and vLLM, set u
 
 bench-report: $(VENV)/.installed-dev  ## Put bench/results into docs/performance.md
 	$(BIN)/python -m bench.report
+
+metrics-page: $(VENV)/.installed  ## Put the table of metrics into docs/reference/metrics.md
+	$(BIN)/python -m server.metrics_page
 
 study: $(VENV)/.installed-dev  ## Study how much of math-mini may go, in 15 minutes; goes on where it was (ARGS="...")
 	$(BIN)/secateur study --items 1000 --sparsities 0.1,0.2,0.3,0.4,0.5,0.6 --compare-scores selectivity \

@@ -6,22 +6,25 @@ import time
 from collections.abc import Iterator
 
 import torch
-from prometheus_client.core import GaugeMetricFamily, InfoMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from eval.verdicts import Evidence, Verdict
 from server import __version__
+from server.efficiency import CostModel
 from server.engine.async_engine import AsyncEngine
 from server.engine.engine import Engine
 from server.memory import device_memory
 from server.metrics import Metrics
+from server.power import EnergyMeter
 from server.variants import VariantRegistry, VariantState
 
 
 class StateCollector(Collector):
-    """Gauges of a serving process.
+    """Gauges of a serving process, and counters that others keep.
 
     Args:
+        costs: of the engine's variants.
         task: that variants are judged by; None where they are not.
     """
 
@@ -31,23 +34,29 @@ class StateCollector(Collector):
         engine: Engine,
         async_engine: AsyncEngine,
         registry: VariantRegistry,
+        costs: CostModel,
+        energy: EnergyMeter,
         task: str | None,
     ) -> None:
         self._metrics = metrics
         self._engine = engine
         self._async_engine = async_engine
         self._registry = registry
+        self._costs = costs
+        self._energy = energy
         self._task = task
         self._device = torch.device(engine.config.device)
 
-    def collect(self) -> Iterator[GaugeMetricFamily | InfoMetricFamily]:
+    def collect(self) -> Iterator[Metric]:
         yield from self._queue()
         yield from self._variants()
+        yield from self._token_costs()
         if self._task is not None:
             yield from self._evidence(self._task)
         yield from self._memory()
+        yield from self._joules()
         build = {"version": __version__, "torch": torch.__version__, "python": platform.python_version()}
-        yield InfoMetricFamily("secateur_build", "Versions.", {**build, "model": self._registry.model})
+        yield InfoMetricFamily("secateur_build", "1; what runs.", {**build, "model": self._registry.model})
 
     def _queue(self) -> Iterator[GaugeMetricFamily]:
         # The engine steps only while it has work, so with none left the last step's numbers are history.
@@ -91,6 +100,18 @@ class StateCollector(Collector):
                 state.add_metric([*name, possible.value], float(status.state is possible))
         yield from (standalone, marginal, sparsity, state)
 
+    def _token_costs(self) -> Iterator[GaugeMetricFamily]:
+        gauges = {
+            name: GaugeMetricFamily(name, text, labels=["variant"]) for name, text in COST_TEXTS.items()
+        }
+        dense = self._costs.dense
+        for status in self._registry.offer().statuses:
+            cost = self._costs.of(status.variant)
+            relative = (cost.flops / dense.flops, cost.weight_bytes / dense.weight_bytes)
+            for gauge, value in zip(gauges.values(), (cost.flops, cost.weight_bytes, *relative), strict=True):
+                gauge.add_metric([status.variant.name], value)
+        yield from gauges.values()
+
     def _evidence(self, task: str) -> Iterator[GaugeMetricFamily]:
         labels = ["variant", "task"]
         gauges = {name: GaugeMetricFamily(name, text, labels=labels) for name, text in EVIDENCE_TEXTS.items()}
@@ -114,15 +135,41 @@ class StateCollector(Collector):
         yield GaugeMetricFamily("secateur_kv_bytes", "Memory for KV blocks.", self._engine.kv_bytes)
         memory = device_memory(self._device)
         help_texts = {
-            "secateur_device_memory_process_bytes": ("Held by this process.", memory.process),
-            "secateur_device_memory_used_bytes": ("Held by all processes.", memory.used),
-            "secateur_device_memory_total_bytes": ("Of the device.", memory.total),
+            "secateur_device_memory_process_bytes": (
+                "Held by this process: by torch on CUDA, its resident set on the CPU.",
+                memory.process,
+            ),
+            "secateur_device_memory_used_bytes": (
+                "Held by all processes: by NVML on CUDA, what is not available on the CPU.",
+                memory.used,
+            ),
+            "secateur_device_memory_total_bytes": ("Memory of the device.", memory.total),
         }
         for name, (text, value) in help_texts.items():
-            gauge = GaugeMetricFamily(name, f"Device memory in bytes. {text}", labels=["device"])
+            gauge = GaugeMetricFamily(name, text, labels=["device"])
             gauge.add_metric([str(self._device)], value)
             yield gauge
 
+    def _joules(self) -> Iterator[CounterMetricFamily]:
+        joules = self._energy.joules()
+        if not joules:  # what nobody can measure is not there, and not 0
+            return
+        counter = CounterMetricFamily(
+            "secateur_energy_joules",
+            "Energy that the hardware has used since the start, for whatever ran on it.",
+            labels=["source"],
+        )
+        for source, value in joules.items():
+            counter.add_metric([source], value)
+        yield counter
+
+
+COST_TEXTS = {
+    "secateur_flops_per_token": "Modelled FLOPs of generating one token, without attention's own products.",
+    "secateur_weight_bytes_per_token": "Bytes of weights that a step of one token reads.",
+    "secateur_variant_relative_flops_ratio": "FLOPs of a token over the dense model's, served or not.",
+    "secateur_variant_relative_bytes_ratio": "Bytes of weights of a token over the dense model's.",
+}
 
 EVIDENCE_TEXTS = {
     "secateur_probe_items": "Different probes that the evidence rests on.",

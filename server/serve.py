@@ -10,6 +10,7 @@ import random
 import secrets
 import socket
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 import uvicorn
@@ -26,6 +27,7 @@ from pruning.widths import Allocation
 from server import __version__
 from server.app import build_app
 from server.deltas import read_delta
+from server.efficiency import CostModel
 from server.engine.async_engine import AsyncEngine
 from server.engine.config import EngineConfig
 from server.engine.engine import Engine
@@ -35,6 +37,7 @@ from server.live_source import LiveSource
 from server.loading import engine_config, load_sizes
 from server.metrics import Metrics
 from server.policy import VariantPolicy
+from server.power import POWERCAP, open_energy_meter
 from server.probing import EngineGenerate, ProbesOff, Probing
 from server.profiles import open_model
 from server.rankings import ranked
@@ -148,8 +151,8 @@ class Service:
             self.probing.cancel()
 
 
-def assemble(settings: ServeSettings, loaded: LoadedModel) -> Service:
-    """The application over a loaded model."""
+def assemble(settings: ServeSettings, loaded: LoadedModel, *, powercap: Path = POWERCAP) -> Service:
+    """The application over a loaded model. `powercap`: where the kernel counts joules."""
     engine, registry = loaded.engine, loaded.registry
     tokenizer = loaded.checkpoint.tokenizer()
     prompt_tokenizer = PromptTokenizer(tokenizer, loaded.checkpoint.config.vocab_size)
@@ -160,7 +163,15 @@ def assemble(settings: ServeSettings, loaded: LoadedModel) -> Service:
         engine, tokenizer.backend_tokenizer, metrics, graded.answered if graded else None
     )
     metrics.registry.register(
-        StateCollector(metrics, engine, async_engine, registry, graded.name if graded else None)
+        StateCollector(
+            metrics,
+            engine,
+            async_engine,
+            registry,
+            CostModel(loaded.checkpoint, engine),
+            open_energy_meter(torch.device(engine.config.device), powercap),
+            graded.name if graded else None,
+        )
     )
     shadow = ShadowScorer(
         async_engine, registry, settings.shadow_share, metrics.shadowed, random.Random(secrets.randbits(64))

@@ -15,6 +15,7 @@ from pruning.checkpoint import Checkpoint, open_checkpoint
 from pruning.ranking import Ranking, rank
 from server.engine.engine import Engine
 from server.generation import Generations
+from server.power import POWERCAP
 from server.safety import SafeMargin
 from server.serve import LoadedModel, assemble, engine_config, load_variants
 from server.settings import ServeSettings
@@ -54,7 +55,7 @@ def make_tiny(directory: Path) -> Tiny:
 
 
 @contextmanager
-def running(tiny: Tiny, **changes: Any) -> Iterator[Live]:
+def running(tiny: Tiny, *, powercap: Path = POWERCAP, **changes: Any) -> Iterator[Live]:
     """Serves until the block ends; sparsities 0, 0.1, 0.2 and the unsafe 0.35 unless `changes` says."""
     settings = ServeSettings(
         **{
@@ -79,7 +80,8 @@ def running(tiny: Tiny, **changes: Any) -> Iterator[Live]:
     engine, registry = load_variants(settings, tiny.checkpoint, tiny.ranking, "uniform", config)
     assert settings.safe_sparsity is not None
     margin = SafeMargin(settings.safe_sparsity, "a test's")
-    service = assemble(settings, LoadedModel(tiny.checkpoint, tiny.ranking, margin, engine, registry))
+    loaded = LoadedModel(tiny.checkpoint, tiny.ranking, margin, engine, registry)
+    service = assemble(settings, loaded, powercap=powercap)
     started = threading.Event()
     server = GracefulServer(
         uvicorn.Config(service.app, port=0, log_config=None, access_log=False, timeout_graceful_shutdown=5),
