@@ -1,7 +1,7 @@
 """Sums up what the MLP neurons of a running model do, batch by batch, in constant memory.
 
-h, the input of a layer's down projection, is read with forward hooks; ∂L/∂h with a hook on its gradient.
-Knows transformers' decoders of the supported families; knows no text, files or scores.
+h, the input of a layer's down projection, is read with forward hooks; what it did to the loss is found by
+gradients.py. Knows transformers' decoders of the supported families; knows no text, files or scores.
 """
 
 from collections.abc import Callable, Iterator
@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 
-from pruning.batches import IGNORED_LABEL, TokenBatch
+from pruning.batches import TokenBatch
 from pruning.profile import SequenceMoments, TokenMoments
 
 if TYPE_CHECKING:  # takes a second and 80 MB to import; who has a model has done it
@@ -84,37 +83,8 @@ class TaylorSums:
 def add_moments(model: "PreTrainedModel", batch: TokenBatch, sums: MomentSums) -> None:
     """Runs a batch and adds its activations to `sums`."""
     sums.count(batch)
-    with torch.no_grad(), _watching(model, lambda layer, h: sums.add(layer, h, batch)):
+    with torch.no_grad(), watching(model, lambda layer, h: sums.add(layer, h, batch)):
         decoder(model)(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False)
-
-
-def add_moments_and_gradients(
-    model: "PreTrainedModel", batch: TokenBatch, sums: MomentSums, taylor: TaylorSums
-) -> None:
-    """Runs a batch forward and back, and adds its activations to `sums` and h ∂L/∂h to `taylor`.
-
-    L is the negative log-likelihood of each sequence's answer tokens, summed, in nats. Parameters need no
-    gradients and get none: only the embedded input requires one, so memory is that of the activations.
-    """
-    sums.count(batch)
-
-    def watch(layer: int, h: Tensor) -> None:
-        sums.add(layer, h, batch)
-        value = h.detach()  # not `h` itself: a hook that holds its own tensor would never be freed
-
-        def add(gradient: Tensor) -> None:
-            # No mask: padding comes after the text, so no loss depends on it and its gradient is zero.
-            taylor.add(layer, value.float() * gradient.float())
-
-        h.register_hook(add)  # type: ignore[no-untyped-call]
-
-    embedded = model.get_input_embeddings()(batch.input_ids).detach().requires_grad_()
-    with _watching(model, watch):
-        hidden = decoder(model)(
-            inputs_embeds=embedded, attention_mask=batch.attention_mask, use_cache=False
-        ).last_hidden_state  # [sequences, tokens, hidden]
-    predicting = batch.labels != IGNORED_LABEL
-    _backward(model, hidden[predicting], batch.labels[predicting])
 
 
 def weight_norms(model: "PreTrainedModel") -> tuple[Tensor, Tensor, Tensor]:
@@ -140,7 +110,7 @@ def decoder(model: "PreTrainedModel") -> Any:
 
 
 @contextmanager
-def _watching(model: "PreTrainedModel", see: Callable[[int, Tensor], None]) -> Iterator[None]:
+def watching(model: "PreTrainedModel", see: Callable[[int, Tensor], None]) -> Iterator[None]:
     """Calls `see` with a layer's index and its h, whenever the layer's down projection is about to run."""
 
     def hook_of(layer: int) -> Callable[[nn.Module, tuple[Tensor]], None]:
@@ -152,12 +122,3 @@ def _watching(model: "PreTrainedModel", see: Callable[[int, Tensor], None]) -> I
     finally:
         for hook in hooks:
             hook.remove()
-
-
-def _backward(model: "PreTrainedModel", hidden: Tensor, labels: Tensor) -> None:
-    """Backpropagates the summed cross-entropy of `labels` [positions] from `hidden` [positions, hidden]."""
-    head = cast("Any", model).lm_head
-    leaf = hidden.detach().requires_grad_()
-    for rows, wanted in zip(torch.split(leaf, LOGIT_ROWS), torch.split(labels, LOGIT_ROWS), strict=True):
-        cross_entropy(head(rows).float(), wanted, reduction="sum").backward()  # type: ignore[no-untyped-call]
-    hidden.backward(leaf.grad)  # type: ignore[no-untyped-call]

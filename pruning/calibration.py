@@ -19,12 +19,14 @@ import transformers
 from torch import Tensor
 from tqdm import tqdm
 
-from pruning.activations import MomentSums, TaylorSums, add_moments, add_moments_and_gradients, weight_norms
-from pruning.answers import Answers, own_answers, prompt_token_ids
+from pruning.activations import MomentSums, TaylorSums, add_moments, weight_norms
+from pruning.answers import Answers, answering_bytes, own_answers, prompt_token_ids
 from pruning.architectures import Architecture
 from pruning.batches import TokenBatch, TokenSequence, in_batches, pad_batch, with_answers
 from pruning.checkpoint import Checkpoint
 from pruning.errors import ModelError, ProfileError
+from pruning.gradients import add_moments_and_gradients
+from pruning.memory import FLOAT32_BYTES, layer_bytes, logits_bytes, spare_bytes, weight_bytes
 from pruning.profile import Provenance, SelectivityProfile
 
 if TYPE_CHECKING:
@@ -32,8 +34,12 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-MEASURED_TOKENS = 1024  # in one pass: activations of all layers are held for the pass back
+MEASURED_TOKENS = 1024  # in one pass: activations of a layer are held for the pass back
 MEASURED_ROWS = 64
+SUMS = 22  # float64 numbers a neuron: ten for target and distractors each, two of Taylor's
+FLOAT64_BYTES = 8
+MOMENT_COPIES = 6  # float32 copies of h while moments are added: h, |h|, h², tokens of one part, gradients
+WAY_OUT = "use --dtype bfloat16"
 
 
 @dataclass(frozen=True)
@@ -66,18 +72,28 @@ def build_profile(
     device: str | torch.device,
     dtype: torch.dtype,
     progress: bool,
+    max_memory_bytes: int | None = None,
 ) -> SelectivityProfile:
     """Loads the model and measures it: answers first, greedily, then one pass over all sequences.
 
     Args:
         progress: shows a bar with the time left, on stderr, for each of the two phases.
+        max_memory_bytes: that weights and what is computed may take; None: as much as it likes. The profile
+            is the same.
 
     Raises:
         ModelError: the checkpoint is incomplete or has no tokenizer.
         ProfileError: no prompts, prompts that do not fit the context, or activations that are not finite.
+        MemoryBoundError: more memory is needed at the least than allowed.
     """
     calibration = start_calibration(
-        checkpoint, task_name, data, device=device, dtype=dtype, progress=progress
+        checkpoint,
+        task_name,
+        data,
+        device=device,
+        dtype=dtype,
+        progress=progress,
+        max_memory_bytes=max_memory_bytes,
     )
     return calibration.measure(progress=progress)
 
@@ -90,6 +106,7 @@ class Calibration:
         answers: the whole model's own.
         targets: prompts with those answers.
         distractors: prompts alone.
+        max_memory_bytes: as in `build_profile`.
     """
 
     model: "PreTrainedModel"
@@ -98,18 +115,22 @@ class Calibration:
     targets: tuple[TokenSequence, ...]
     distractors: tuple[TokenSequence, ...]
     provenance: Provenance
+    max_memory_bytes: int | None = None
 
     def measure(self, *, progress: bool, description: str = "activations") -> SelectivityProfile:
         """The model as it is now: target sequences forward and back, distractors forward.
 
-        Sums are deterministic for a given machine, dtype and versions. Raises ProfileError.
+        Sums are deterministic for a given machine, dtype and versions. Raises ProfileError, MemoryBoundError.
         """
         shape = (self.architecture.num_layers, self.architecture.intermediate_size)
+        layers_at_once = self._layers_at_once()
         target_sums, distractor_sums, taylor = MomentSums(*shape), MomentSums(*shape), TaylorSums(*shape)
         total = len(self.targets) + len(self.distractors)
         with tqdm(total=total, desc=description, unit="sequence", disable=not progress) as bar:
             for batch in _batches(self.targets, self.model.device):
-                add_moments_and_gradients(self.model, batch, target_sums, taylor)
+                add_moments_and_gradients(
+                    self.model, batch, target_sums, taylor, layers_at_once=layers_at_once
+                )
                 bar.update(len(batch.input_ids))
             for batch in _batches(self.distractors, self.model.device):
                 add_moments(self.model, batch, distractor_sums)
@@ -132,6 +153,26 @@ class Calibration:
             down_norm=down_norm,
         )
 
+    def _layers_at_once(self) -> int:
+        """Layers whose activations the bound has room for between the pass forward and the pass back."""
+        num_layers, num_neurons = self.architecture.num_layers, self.architecture.intermediate_size
+        if self.max_memory_bytes is None:
+            return num_layers
+        groups = in_batches(self.targets, MEASURED_TOKENS, MEASURED_ROWS)
+        largest = pad_batch(max(groups, key=lambda group: len(group) * len(group[0].fed)), self.model.device)
+        streams = num_layers * self.architecture.hidden_size * self.model.dtype.itemsize
+        of_a_layer = layer_bytes(self.model, largest)
+        parts = {
+            "the model": weight_bytes(self.model),
+            "the sums": SUMS * num_layers * num_neurons * FLOAT64_BYTES,
+            "a batch's residual streams": largest.input_ids.numel() * streams,
+            "its activations in one layer": of_a_layer,
+            "what is made of them": largest.input_ids.numel() * num_neurons * MOMENT_COPIES * FLOAT32_BYTES,
+            "its logits": logits_bytes(self.model, copies=4),
+        }
+        spare = spare_bytes("measuring the neurons", parts, self.max_memory_bytes, WAY_OUT)
+        return min(num_layers, 1 + spare // of_a_layer)
+
 
 def start_calibration(
     checkpoint: Checkpoint,
@@ -142,6 +183,7 @@ def start_calibration(
     dtype: torch.dtype,
     progress: bool,
     answers: Answers | None = None,
+    max_memory_bytes: int | None = None,
 ) -> Calibration:
     """Loads the model and lets it answer the target prompts, greedily.
 
@@ -149,7 +191,7 @@ def start_calibration(
         answers: what it answered before, where that is known.
 
     Raises:
-        ModelError, ProfileError: as `build_profile`.
+        ModelError, ProfileError, MemoryBoundError: as `build_profile`.
     """
     if not data.target or not data.distractor:
         raise ProfileError(
@@ -165,6 +207,12 @@ def start_calibration(
 
     model = load_network(checkpoint, torch.device(device), dtype)
     if answers is None:
+        if max_memory_bytes is not None:
+            parts = {
+                "the model": weight_bytes(model),
+                "a batch that is answered": answering_bytes(model, targets, data.max_new_tokens),
+            }
+            spare_bytes("answering the prompts", parts, max_memory_bytes, WAY_OUT)
         answers = own_answers(model, targets, data.max_new_tokens, progress=progress)
     if answers.unfinished:
         logger.warning(
@@ -197,6 +245,7 @@ def start_calibration(
         targets=tuple(with_answers(targets, answers.token_ids)),
         distractors=tuple(TokenSequence(tuple(prompt)) for prompt in distractors),
         provenance=provenance,
+        max_memory_bytes=max_memory_bytes,
     )
 
 

@@ -10,6 +10,7 @@ SecateurError
 ├── DeltaError                  a delta that cannot be read, built or used
 │   └── ForeignDeltaError       ... because it was made for another model, ranking or width
 ├── ExportError                 a checkpoint that cannot be written
+├── MemoryBoundError            work that takes more memory than it may
 └── RequestError                (server/errors.py) what a client is told over HTTP
 """
 
@@ -44,6 +45,10 @@ class SparsityError(SecateurError, ValueError):
 
 class ExportError(SecateurError):
     """A variant cannot be written where it was asked for."""
+
+
+class MemoryBoundError(SecateurError):
+    """Something takes more memory at the least than it was allowed."""
 
 
 class DeltaError(SecateurError):

@@ -4,7 +4,7 @@ before any of them enters the next.
 Knows the decoders of the supported families; not what is measured between the layers.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor, nn
 
-from pruning.activations import mlps
+from pruning.activations import decoder, mlps
 from pruning.batches import TokenBatch
 
 if TYPE_CHECKING:  # takes a second and 80 MB to import; who has a model has done it
@@ -26,6 +26,15 @@ class LayerInputs:
     by_layer: tuple[Mapping[str, Any], ...]
 
 
+def enter_layers(model: "PreTrainedModel", batch: TokenBatch) -> tuple[Tensor, LayerInputs]:
+    """The residual stream before the first layer, [sequences, tokens, hidden], and what else layers get."""
+    streams: list[Tensor] = []
+    seen: list[Mapping[str, Any]] = []
+    with _passing_through(decoder(model).layers, streams, seen):
+        decoder(model)(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False)
+    return streams[0], LayerInputs(tuple(seen))
+
+
 class LayerwiseModel:
     """A model taken apart: afterwards it is of use only here.
 
@@ -36,7 +45,7 @@ class LayerwiseModel:
     def __init__(self, model: "PreTrainedModel") -> None:
         self.mlps = mlps(model)
         self._model = cast("Any", model)
-        self._layers = list(self._model.model.layers)
+        self._layers = list(decoder(model).layers)
         for layer in self._layers:
             layer.mlp = _Nothing()
 
@@ -45,11 +54,8 @@ class LayerwiseModel:
         return cast("torch.device", self._model.device)
 
     def embed(self, batch: TokenBatch) -> tuple[Tensor, LayerInputs]:
-        """The residual stream before the first layer, [sequences, tokens, hidden]."""
-        seen: list[Mapping[str, Any]] = []
-        with _passing_through(self._layers, seen):
-            self._model.model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False)
-        return self._model.get_input_embeddings()(batch.input_ids), LayerInputs(tuple(seen))
+        """As `enter_layers`."""
+        return enter_layers(self._model, batch)
 
     def attend(self, layer: int, stream: Tensor, inputs: LayerInputs) -> Tensor:
         """The stream with the layer's attention added."""
@@ -72,10 +78,13 @@ class _Nothing(nn.Module):
 
 
 @contextmanager
-def _passing_through(layers: list[Any], seen: list[Mapping[str, Any]]) -> Iterator[None]:
-    """Lets the layers hand on the stream as it is, and notes what else they are given."""
+def _passing_through(
+    layers: Iterable[Any], streams: list[Tensor], seen: list[Mapping[str, Any]]
+) -> Iterator[None]:
+    """Lets the layers hand on the stream as it is, and notes what they are given."""
 
     def forward(stream: Tensor, **inputs: Any) -> Tensor:
+        streams.append(stream)
         seen.append(inputs)
         return stream
 

@@ -7,16 +7,16 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, linear, silu
 from transformers import AutoModelForCausalLM
 
-from pruning import activations
+from pruning import gradients
 from pruning.activations import (
     MomentSums,
     TaylorSums,
     add_moments,
-    add_moments_and_gradients,
     mlps,
     weight_norms,
 )
 from pruning.batches import TokenSequence, pad_batch
+from pruning.gradients import add_moments_and_gradients
 from tests.tiny import FAMILIES, tiny_checkpoint
 
 LAYERS, NEURONS = 3, 192
@@ -66,7 +66,7 @@ def test_moments_are_those_of_each_sequence_alone(model: Any, with_gradients: bo
     for group in (SEQUENCES[:2], SEQUENCES[2:]):  # padded batches, and more than one of them
         batch = pad_batch(group, model.device)
         if with_gradients:
-            add_moments_and_gradients(model, batch, sums, TaylorSums(LAYERS, NEURONS))
+            add_moments_and_gradients(model, batch, sums, TaylorSums(LAYERS, NEURONS), layers_at_once=LAYERS)
         else:
             add_moments(model, batch, sums)
 
@@ -89,10 +89,16 @@ def test_moments_are_those_of_each_sequence_alone(model: Any, with_gradients: bo
             assert_close(per_sequence.sq_sum[layer], means.square().sum(0))
 
 
-def test_gradients_are_autograds_whatever_the_batch(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(activations, "LOGIT_ROWS", 4)  # 11 positions: whole and part chunks
+@pytest.mark.parametrize("layers_at_once", [1, 2, LAYERS])
+def test_gradients_are_autograds_whatever_the_batch(
+    model: Any, monkeypatch: pytest.MonkeyPatch, layers_at_once: int
+) -> None:
+    monkeypatch.setattr(gradients, "LOGIT_ROWS", 4)  # 11 positions: whole and part chunks
     taylor = TaylorSums(LAYERS, NEURONS)
-    add_moments_and_gradients(model, pad_batch(SEQUENCES, model.device), MomentSums(LAYERS, NEURONS), taylor)
+    batch = pad_batch(SEQUENCES, model.device)
+    add_moments_and_gradients(
+        model, batch, MomentSums(LAYERS, NEURONS), taylor, layers_at_once=layers_at_once
+    )
 
     direct = [activations_of(model, sequence, gradients=True) for sequence in SEQUENCES]
     for layer in range(LAYERS):
@@ -102,9 +108,49 @@ def test_gradients_are_autograds_whatever_the_batch(model: Any, monkeypatch: pyt
         assert_close(taylor.sq_sum[layer], changes.square().sum(0))
 
 
+def test_fewer_layers_at_once_hold_less_and_find_the_same(model: Any) -> None:
+    batch = pad_batch(SEQUENCES, model.device)
+    found, peaks = [], []
+    for layers_at_once in (1, 2, LAYERS):
+        sums, taylor, held = MomentSums(LAYERS, NEURONS), TaylorSums(LAYERS, NEURONS), Held()
+        with torch.autograd.graph.saved_tensors_hooks(held.pack, held.unpack):
+            add_moments_and_gradients(model, batch, sums, taylor, layers_at_once=layers_at_once)
+        found.append([taylor.abs_sum, taylor.sq_sum, sums.answer.sq_sum, sums.per_prompt.sum])
+        peaks.append(held.peak)
+
+    for others in found[1:]:
+        assert all(torch.equal(one, other) for one, other in zip(found[0], others, strict=True))
+    assert peaks[0] < peaks[1] < peaks[2]
+
+
+class Held:
+    """Counts what autograd keeps, and how much at once. One that is kept twice counts twice."""
+
+    def __init__(self) -> None:
+        self.now = self.peak = 0
+
+    def pack(self, tensor: Tensor) -> "Kept":
+        self.now += tensor.nbytes
+        self.peak = max(self.peak, self.now)
+        return Kept(self, tensor)
+
+    def unpack(self, kept: "Kept") -> Tensor:
+        return kept.tensor
+
+
+class Kept:
+    def __init__(self, held: Held, tensor: Tensor) -> None:
+        self.held, self.tensor = held, tensor
+
+    def __del__(self) -> None:
+        self.held.now -= self.tensor.nbytes
+
+
 def test_measuring_leaves_nothing_behind(model: Any) -> None:
     batch = pad_batch(SEQUENCES, model.device)
-    add_moments_and_gradients(model, batch, MomentSums(LAYERS, NEURONS), TaylorSums(LAYERS, NEURONS))
+    add_moments_and_gradients(
+        model, batch, MomentSums(LAYERS, NEURONS), TaylorSums(LAYERS, NEURONS), layers_at_once=2
+    )
 
     assert all(parameter.grad is None for parameter in model.parameters())
     assert not any(mlp.down_proj._forward_pre_hooks for mlp in mlps(model))

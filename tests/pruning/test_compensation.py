@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -10,12 +11,12 @@ from torch.nn import functional as F
 from transformers import AutoModelForCausalLM
 
 from eval.tasks.registry import open_calibration
-from pruning import compensation
+from pruning import compensation, layer_fit
 from pruning.calibration import CalibrationData
 from pruning.checkpoint import Checkpoint, open_checkpoint
 from pruning.compensation import CompensationSettings, compensate
 from pruning.delta import Delta
-from pruning.errors import DeltaError
+from pruning.errors import DeltaError, MemoryBoundError
 from pruning.ranking import Ranking, rank
 from pruning.slicing import merge_delta, slice_model
 from pruning.widths import widths_at
@@ -124,7 +125,7 @@ def test_the_first_layer_is_the_dense_solve(tiny: Checkpoint, tmp_path: Path) ->
         h, missing = rows(judged)
         return float((missing - h @ solved(fitted, ridge).T).square().sum())
 
-    expected = solved(fitted + judged, min(compensation.RIDGES, key=left))
+    expected = solved(fitted + judged, min(layer_fit.RIDGES, key=left))
     assert (found - expected).norm() < 0.01 * expected.norm()  # in bfloat16
 
 
@@ -133,15 +134,15 @@ def test_an_interrupted_fit_goes_on_to_the_same_delta(
 ) -> None:
     whole = fit(tiny, tmp_path / "whole")
     fitted: list[int] = []
-    fit_layer = compensation._Run._fit_layer
+    solve = layer_fit.LayerFit._solve
 
     def interrupted(run, layer: int, *rest):
         if layer == 2 and fitted == [0, 1]:
             raise KeyboardInterrupt
         fitted.append(layer)
-        return fit_layer(run, layer, *rest)
+        return solve(run, layer, *rest)
 
-    monkeypatch.setattr(compensation._Run, "_fit_layer", interrupted)
+    monkeypatch.setattr(layer_fit.LayerFit, "_solve", interrupted)
     with pytest.raises(KeyboardInterrupt):
         fit(tiny, tmp_path / "work")
     monkeypatch.setattr(compensation, "own_answers", None)  # those are known
@@ -152,10 +153,25 @@ def test_an_interrupted_fit_goes_on_to_the_same_delta(
         fit(tiny, tmp_path / "work", rank=5)
 
 
+def test_the_least_memory_that_works_is_named_and_gives_the_same_delta(
+    tiny: Checkpoint, tmp_path: Path
+) -> None:
+    bound = 3_000_000
+    for _ in range(2):  # answers are given first, and take less
+        with pytest.raises(MemoryBoundError) as refused:
+            fit(tiny, tmp_path / "work", max_memory_bytes=bound)
+        bound = int(float(re.search(r"at least ([\d.]+) GiB", str(refused.value))[1]) * 2**30)
+    within = fit(tiny, tmp_path / "work", max_memory_bytes=bound)
+    assert len(list((tmp_path / "work" / "streams").iterdir())) == 3, "streams of every batch wait on disk"
+    whole = fit(tiny, tmp_path / "whole")
+    assert not (tmp_path / "whole" / "streams").exists()
+    assert within.digest == whole.digest
+
+
 def test_what_cannot_be_fitted_is_refused(tiny: Checkpoint, tmp_path: Path) -> None:
     with pytest.raises(DeltaError, match=r"the rank is 41; .* from 1 to 40"):
         fit(tiny, tmp_path, rank=41)
-    with pytest.raises(DeltaError, match=r"would take 0\.00 GiB: .*--max-memory allows 0\.00: raise it"):
+    with pytest.raises(MemoryBoundError, match=r"at least 0\.\d+ GiB: the model 0\.001.* raise --max-memory"):
         fit(tiny, tmp_path, max_memory_bytes=500_000)
     few = dataclasses.replace(DATA, target=DATA.target[:9])
     with pytest.raises(DeltaError, match="there are 9 prompts; at least 10"):
