@@ -13,7 +13,7 @@ from prometheus_client import Metric
 
 from server.profiles import open_model
 from server.serve import assemble, load_model
-from server.settings import ServeSettings
+from server.settings import ServeSettings, load_settings
 
 PAGE = Path(__file__).parent.parent / "docs" / "reference" / "metrics.md"
 _MARKED = re.compile(r"(<!-- metrics -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -49,7 +49,7 @@ def make_up_joules(powercap: Path) -> None:
 def main() -> None:
     with TemporaryDirectory() as directory:
         make_up_joules(Path(directory))
-        settings = ServeSettings()
+        settings = load_settings(ServeSettings, {})
         service = assemble(settings, load_model(settings, open_model(settings)), powercap=Path(directory))
         families = service.generations.metrics.registry.collect()
         PAGE.write_text(fill(PAGE.read_text(encoding="utf-8"), table(families)), encoding="utf-8")
