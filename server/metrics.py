@@ -1,7 +1,7 @@
 """What /metrics counts. Gauges, which are read when it is scraped, are in server/gauges.py.
 
-Labels come from closed sets: variants, finish reasons, traps, verdicts, error codes, sizes of steps. Both make
-the table in docs/reference/metrics.md (server/metrics_page.py), and a test holds it to a live server.
+Labels come from closed sets: variants, finish reasons, traps, verdicts, error codes, sizes of steps. Both
+make the table in docs/reference/metrics.md (server/metrics_page.py), and a test holds it to a live server.
 """
 
 import math
