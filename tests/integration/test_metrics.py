@@ -1,8 +1,7 @@
 """/metrics tells what clients saw."""
 
+from collections import Counter
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 import httpx
 
@@ -11,9 +10,7 @@ from server.errors import error_codes
 from server.variants import VariantState
 from tests.integration.live import MAX_MODEL_LEN, Live, Tiny, running
 from tests.integration.metrics import scrape
-from tests.integration.sse import chunks
-
-COMPLETIONS, CHAT = "/v1/completions", "/v1/chat/completions"
+from tests.integration.mixed_load import COMPLETIONS, send_mixed_load
 
 
 def by_variant(client: httpx.Client, name: str) -> dict[str, float]:
@@ -25,87 +22,47 @@ def by_variant(client: httpx.Client, name: str) -> dict[str, float]:
     return {variant: value for variant, value in found.items() if value}
 
 
-def test_tokens_counted_by_clients_are_the_tokens_in_metrics(
+def test_metrics_count_what_clients_count(
     tiny: Tiny, eventually: Callable[[Callable[[], bool]], None]
 ) -> None:
-    usages: list[tuple[str, dict[str, int]]] = []
-    leavers: list[tuple[str, int]] = []
-
-    def ask(client: httpx.Client, number: int) -> None:
-        sparsity = (0, 0.1, 0.2)[number % 3]
-        body: dict[str, Any] = {"max_tokens": 5 + number, "n": 1 + number % 2, "sparsity": sparsity}
-        prompt = (
-            {"prompt": ["abc", "de"]} if number % 4 < 2 else {"messages": [{"role": "user", "content": "f"}]}
-        )
-        path = COMPLETIONS if "prompt" in prompt else CHAT
-        if number % 5 == 0:
-            *_, last = chunks(client, path, {**body, **prompt, "stream_options": {"include_usage": True}})
-        else:
-            last = client.post(path, json={**body, **prompt}).json()
-        usages.append((last["model"], last["usage"]))
-
-    def leave(client: httpx.Client, number: int) -> None:
-        variant = f"tiny:s{(0, 10, 20)[number]}"
-        body = {"prompt": "abc", "max_tokens": MAX_MODEL_LEN - 8, "ignore_eos": True, "logprobs": 0}
-        with client.stream("POST", COMPLETIONS, json={**body, "model": variant, "stream": True}) as response:
-            lines = response.iter_lines()
-            seen = sum(next(lines).count('"text_offset"') for _ in range(9))
-        leavers.append((variant, seen))
-
-    with running(tiny, max_waiting=100) as live, live.client() as client, ThreadPoolExecutor(12) as pool:
-        jobs = [pool.submit(ask, client, number) for number in range(20)]
-        jobs += [pool.submit(leave, client, number) for number in range(3)]
-        for job in jobs:
-            job.result()
+    """200 mixed requests: every token, ending and refusal; and no series that was not there before."""
+    served = {"sparsities": (0.0, 0.1, 0.15, 0.2), "max_waiting": 200, "prompt_lookup_tokens": 12}
+    with running(tiny, **served) as live, live.client() as client:
+        client.post(COMPLETIONS, json={"prompt": "warm", "sparsity": 0.1})
+        before = scrape(client)
+        counted = send_mixed_load(client)
         eventually(lambda: live.generations.num_open == 0)
-        prompt_tokens = by_variant(client, "secateur_prompt_tokens_total")
-        generation_tokens = by_variant(client, "secateur_generation_tokens_total")
-        samples = scrape(client)
+        after = scrape(client)
 
-    for variant in ("tiny:s0", "tiny:s10", "tiny:s20"):
-        mine = [usage for model, usage in usages if model == variant]
-        assert prompt_tokens[variant] == sum(usage["prompt_tokens"] for usage in mine) + len("abc")
-        # What reached a leaver's stream is counted, also what was then lost on the way.
-        completed = sum(usage["completion_tokens"] for usage in mine)
-        seen = sum(number for name, number in leavers if name == variant)
-        assert completed + seen <= generation_tokens[variant]
-        first = samples["secateur_time_to_first_token_seconds_count", frozenset({("variant", variant)})]
-        later = samples["secateur_inter_token_seconds_count", frozenset({("variant", variant)})]
-        assert first + later <= generation_tokens[variant]  # a first delivery may hold several tokens
-        ended = {
-            reason.value: samples[
-                "secateur_requests_total",
-                frozenset({("variant", variant), ("finish_reason", reason.value)}),
-            ]
-            for reason in FinishReason
-        }
-        assert first == sum(ended.values())
-        assert ended["abort"] == 1
-        assert ended["error"] == 0
-        assert samples["secateur_request_seconds_count", frozenset({("variant", variant)})] == sum(
-            ended.values()
-        )
+    assert after.keys() == before.keys()
+    grown = {series: after[series] - before[series] for series in after}
 
+    def by_variant(name: str) -> Counter[str]:
+        found = {dict(labels)["variant"]: value for (each, labels), value in grown.items() if each == name}
+        return Counter({variant: int(value) for variant, value in found.items() if value})
 
-def test_completed_answers_are_counted_to_the_token(tiny: Tiny) -> None:
-    with running(tiny) as live, live.client() as client:
-        expected: dict[str, list[int]] = {}
-        for number in range(9):
-            body = {
-                "prompt": ["abc", "d"],
-                "max_tokens": 3 + number,
-                "n": 2,
-                "sparsity": (0, 0.1, 0.2)[number % 3],
-            }
-            answer = client.post(COMPLETIONS, json=body).json()
-            counted = expected.setdefault(answer["model"], [0, 0])
-            counted[0] += answer["usage"]["prompt_tokens"]
-            counted[1] += answer["usage"]["completion_tokens"]
-        assert by_variant(client, "secateur_prompt_tokens_total") == {k: v[0] for k, v in expected.items()}
-        assert by_variant(client, "secateur_generation_tokens_total") == {
-            k: v[1] for k, v in expected.items()
-        }
-        assert by_variant(client, "secateur_requests_total") == dict.fromkeys(expected, 12.0)
+    def by_label(name: str, *wanted: str) -> dict[tuple[str, ...], float]:
+        told = {labels: value for (each, labels), value in grown.items() if each == name and value}
+        return {tuple(dict(labels)[key] for key in wanted): value for labels, value in told.items()}
+
+    [left] = counted.left
+    tokens = by_variant("secateur_generation_tokens_total")
+    # What reached a leaver's stream is counted, also what was then lost on the way.
+    assert tokens.pop(left) >= counted.seen[left] > 0
+    assert tokens == counted.completion_tokens
+    assert by_variant("secateur_prompt_tokens_total") == counted.prompt_tokens
+    ended = by_label("secateur_requests_total", "variant", "finish_reason")
+    assert ended == {**counted.ended, (left, "abort"): counted.left[left]}
+    assert {reason for _, reason in ended} == {"stop", "length", "loop", "abort"}
+    assert by_label("secateur_rejections_total", "reason") == {(c,): n for c, n in counted.refused.items()}
+    assert len(counted.refused) >= 6
+    answers = Counter({variant: 0 for variant, _ in ended})
+    for (variant, _), number in ended.items():
+        answers[variant] += int(number)
+    for histogram in ("request", "queue", "time_to_first_token"):
+        assert by_variant(f"secateur_{histogram}_seconds_count") == answers
+    later = by_variant("secateur_inter_token_seconds_count")
+    assert all(later[variant] + answers[variant] <= tokens[variant] for variant in tokens)
 
 
 def test_gauges_show_what_runs_and_fall_back_to_zero(
@@ -130,6 +87,7 @@ def test_gauges_show_what_runs_and_fall_back_to_zero(
 
 def test_memory_and_variants_are_those_of_the_engine(client: httpx.Client, live: Live) -> None:
     samples = scrape(client)
+    assert samples["secateur_engine_up", frozenset()] == 1
     assert samples["secateur_weight_bytes", frozenset()] == live.engine.weight_bytes
     assert samples["secateur_kv_bytes", frozenset()] == live.engine.kv_bytes
     own, used, total = (
@@ -143,6 +101,7 @@ def test_memory_and_variants_are_those_of_the_engine(client: httpx.Client, live:
         assert samples["secateur_variant_standalone_bytes", frozenset({label})] == variant["standalone_bytes"]
         assert samples["secateur_variant_marginal_bytes", frozenset({label})] == 0
         assert samples["secateur_variant_sparsity_ratio", frozenset({label})] == variant["exact_sparsity"]
+        assert samples["secateur_variant_default", frozenset({label})] == variant["default"]
         # All but the norms and biases multiplies, and the head is the embedding: float32, two FLOPs a weight.
         read = samples["secateur_weight_bytes_per_token", frozenset({label})]
         assert read == variant["standalone_bytes"]
