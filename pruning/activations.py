@@ -38,15 +38,19 @@ class MomentSums:
             self._sequences[part] += int(mask.any(dim=1).sum())
 
     def add(self, layer: int, h: Tensor, batch: TokenBatch) -> None:
-        """Adds one layer's h [sequences, tokens, neurons]; padding is left out."""
+        """Adds one layer's h [sequences, tokens, neurons]; padding is left out.
+
+        A token weighs what the token predicted at it weighs, as often as it would have to be repeated for it.
+        """
         h = h.detach().float()
         for part, mask in enumerate((batch.prompt_mask, batch.answer_mask)):
-            kept = h[mask]  # [tokens of this part, neurons]
+            kept, weights = h[mask], batch.weights[mask].unsqueeze(-1)  # [tokens of this part, neurons or 1]
             for moment, values in enumerate((kept, kept.abs(), kept.square())):
-                self._sums[part, moment, layer] += values.sum(dim=0).cpu()
+                self._sums[part, moment, layer] += (values * weights).sum(dim=0).cpu()
+            weighed = mask * batch.weights  # [sequences, tokens]
             # A part without tokens, such as no answer, adds zero and is not counted.
-            tokens = mask.sum(dim=1, keepdim=True).clamp(min=1)
-            means = (h.abs() * mask.unsqueeze(-1)).sum(dim=1) / tokens  # [sequences, neurons]
+            tokens = torch.where(mask.any(dim=1), weighed.sum(dim=1), 1).unsqueeze(-1)
+            means = (h.abs() * weighed.unsqueeze(-1)).sum(dim=1) / tokens  # [sequences, neurons]
             self._per_sequence[part, 0, layer] += means.sum(dim=0).cpu()
             self._per_sequence[part, 1, layer] += means.square().sum(dim=0).cpu()
 

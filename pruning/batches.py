@@ -11,10 +11,15 @@ IGNORED_LABEL = -100  # what torch's cross-entropy leaves out by default
 
 @dataclass(frozen=True)
 class TokenSequence:
-    """A prompt and what the model answered; no answer where only the prompt is of interest."""
+    """A prompt and what the model answered; no answer where only the prompt is of interest.
+
+    Attributes:
+        weights: how much each token of the answer counts in a measurement; none: 1 each.
+    """
 
     prompt: tuple[int, ...]
     answer: tuple[int, ...] = ()
+    weights: tuple[float, ...] = ()
 
     @property
     def fed(self) -> tuple[int, ...]:
@@ -31,12 +36,14 @@ class TokenBatch:
         prompt_mask: bool, tokens of prompts. No padding.
         answer_mask: bool, tokens of answers. No padding.
         labels: int64, at each position the answer token that comes next, -100 where none does.
+        weights: float32, how much that token counts; 1 where none comes.
     """
 
     input_ids: Tensor
     prompt_mask: Tensor
     answer_mask: Tensor
     labels: Tensor
+    weights: Tensor
 
     @property
     def attention_mask(self) -> Tensor:
@@ -55,6 +62,7 @@ def pad_batch(sequences: Sequence[TokenSequence], device: torch.device) -> Token
     prompt_mask = torch.zeros(shape, dtype=torch.bool)
     answer_mask = torch.zeros(shape, dtype=torch.bool)
     labels = torch.full(shape, IGNORED_LABEL)
+    weights = torch.ones(shape)
     for row, sequence in enumerate(sequences):
         prompt_end, end = len(sequence.prompt), len(sequence.fed)
         input_ids[row, :end] = torch.tensor(sequence.fed)
@@ -62,11 +70,14 @@ def pad_batch(sequences: Sequence[TokenSequence], device: torch.device) -> Token
         answer_mask[row, prompt_end:end] = True
         if sequence.answer:
             labels[row, prompt_end - 1 : end] = torch.tensor(sequence.answer)
+        if sequence.weights:
+            weights[row, prompt_end - 1 : end] = torch.tensor(sequence.weights)
     return TokenBatch(
         input_ids=input_ids.to(device),
         prompt_mask=prompt_mask.to(device),
         answer_mask=answer_mask.to(device),
         labels=labels.to(device),
+        weights=weights.to(device),
     )
 
 

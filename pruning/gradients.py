@@ -30,9 +30,10 @@ def add_moments_and_gradients(
 ) -> None:
     """Runs a batch forward and back, and adds its activations to `sums` and h ∂L/∂h to `taylor`.
 
-    L is the negative log-likelihood of each sequence's answer tokens, summed, in nats. Parameters need no
-    gradients and get none: only what enters a group of layers requires one. Memory is that of the activations
-    of `layers_at_once` layers, and of one residual stream for each group.
+    L is the negative log-likelihood of each sequence's answer tokens, summed, in nats, each times the root of
+    its weight: then a square of ∂L/∂h weighs what its token does, for products between tokens cancel in the
+    mean. Parameters need no gradients and get none: only what enters a group of layers requires one, so memory
+    is that of the activations of `layers_at_once` layers, and of one residual stream for each group.
     """
     sums.count(batch)
     layers = range(len(decoder(model).layers))
@@ -78,8 +79,10 @@ def _backward_from_loss(model: "PreTrainedModel", stream: Tensor, batch: TokenBa
     hidden = decoder(model).norm(stream)  # [sequences, tokens, hidden]
     predicting = batch.labels != IGNORED_LABEL
     hidden, labels = hidden[predicting], batch.labels[predicting]  # [positions, hidden], [positions]
+    weights = batch.weights[predicting].sqrt()  # [positions]
     head = cast("Any", model).lm_head
     leaf = hidden.detach().requires_grad_()
-    for rows, wanted in zip(torch.split(leaf, LOGIT_ROWS), torch.split(labels, LOGIT_ROWS), strict=True):
-        cross_entropy(head(rows).float(), wanted, reduction="sum").backward()  # type: ignore[no-untyped-call]
+    for part in torch.split(torch.arange(len(labels), device=labels.device), LOGIT_ROWS):
+        loss = cross_entropy(head(leaf[part]).float(), labels[part], reduction="none")
+        loss.backward(weights[part])  # type: ignore[no-untyped-call]
     hidden.backward(leaf.grad)

@@ -9,7 +9,7 @@ import json
 import logging
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -19,11 +19,13 @@ from torch import Tensor
 
 from pruning.answers import Answers
 from pruning.calibration import Calibration
+from pruning.divergence import DenseReference
 from pruning.errors import RankingError
 from pruning.files import write_atomically
 from pruning.masking import keeping
 from pruning.ranking import from_positions
 from pruning.ranking_file import SavedRanking
+from pruning.reweighing import divergence_weights, reweighed
 from pruning.scores import Score
 from pruning.widths import Allocation
 
@@ -40,11 +42,13 @@ class Steps:
         step: share of all neurons that goes between two measurements.
         max_sparsity: up to which it goes on; the last measurement orders what remains.
         allocation: one order over all layers, or equally many out of each.
+        reweigh: count tokens by how far the model that is measured is from the dense one (reweighing.py).
     """
 
     step: float
     max_sparsity: float
     allocation: Allocation
+    reweigh: bool = False
 
     @property
     def measured_at(self) -> tuple[float, ...]:
@@ -146,12 +150,18 @@ def rank_in_steps(
         0, torch.arange(math.prod(shape)).view(shape), calibration.answers, profile_digest=""
     )
     measured_at = steps.measured_at
+    dense = None
+    if steps.reweigh:
+        dense = DenseReference(calibration.model, calibration.targets, (), progress=progress)
     for number in range(so_far.done, len(measured_at)):
         num_kept = steps.num_kept(measured_at[number], *shape)
+        name = f"step {number + 1} of {len(measured_at)}"
         with keeping(calibration.model, so_far.position < num_kept):
-            profile = calibration.measure(
-                progress=progress, description=f"step {number + 1} of {len(measured_at)}"
-            )
+            measured = calibration
+            if dense is not None:
+                weights = divergence_weights(dense.divergence(progress=progress, description=name))
+                measured = replace(calibration, targets=reweighed(calibration.targets, weights))
+            profile = measured.measure(progress=progress, description=name)
         so_far = StepsSoFar(
             number + 1,
             reordered(so_far.position, num_kept, score.compute(profile), steps.allocation),
@@ -161,7 +171,7 @@ def rank_in_steps(
         on_step(so_far)
     ranking = from_positions(
         so_far.position,
-        score=f"{score.name} in steps of {steps.step:g}",
+        score=f"{score.name}{', reweighed,' if steps.reweigh else ''} in steps of {steps.step:g}",
         profile_digest=so_far.profile_digest,
     )
     return SavedRanking(ranking, steps.allocation, measured_at, calibration.provenance)

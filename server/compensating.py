@@ -8,7 +8,7 @@ from pruning.compensation import CompensationSettings, compensate
 from pruning.delta import Delta
 from pruning.errors import DeltaError
 from pruning.widths import widths_at
-from server.profiles import calibration_data, measuring_on, open_model
+from server.profiles import calibration_data, measuring_on, memory_bound, open_model
 from server.rankings import ranked
 from server.settings import CompensateSettings
 
@@ -37,7 +37,7 @@ def fit_delta(settings: CompensateSettings) -> tuple[Path, Delta]:
             rank=settings.rank,
             device=str(device),
             dtype=dtype,
-            max_memory_bytes=int(settings.max_memory * 2**30),
+            max_memory_bytes=memory_bound(settings.max_memory, device),
         ),
         work,
         progress=True,

@@ -15,6 +15,7 @@ from pruning.calibration import CalibrationData, build_profile
 from pruning.checkpoint import Checkpoint, default_cache_dir, open_checkpoint
 from pruning.profile import SelectivityProfile, load
 from server.devices import resolve_device, resolve_dtype
+from server.memory import device_memory
 from server.settings import (
     DEFAULT_NUM_PROMPTS,
     DEFAULT_SEED,
@@ -83,7 +84,7 @@ def measure_profile(settings: ProfileSettings) -> tuple[Path, SelectivityProfile
         )
         logger.info("%s is up to date; --force measures again", path)
         return path, profile
-    profile = _measure(settings, checkpoint, data)
+    profile = _measure(settings, checkpoint, data, settings.max_memory)
     profile.save(path)
     return path, profile
 
@@ -119,6 +120,24 @@ def measuring_on(settings: CommonSettings) -> tuple[torch.device, torch.dtype]:
     return device, getattr(torch, dtype)
 
 
-def _measure(settings: CommonSettings, checkpoint: Checkpoint, data: CalibrationData) -> SelectivityProfile:
+def memory_bound(max_memory: float | None, device: torch.device) -> int:
+    """Bytes that measuring may take: `max_memory` GiB, else what is free now."""
+    if max_memory is not None:
+        return int(max_memory * 2**30)
+    memory = device_memory(device)
+    return memory.total - memory.used
+
+
+def _measure(
+    settings: CommonSettings, checkpoint: Checkpoint, data: CalibrationData, max_memory: float | None = None
+) -> SelectivityProfile:
     device, dtype = measuring_on(settings)
-    return build_profile(checkpoint, settings.task, data, device=device, dtype=dtype, progress=True)
+    return build_profile(
+        checkpoint,
+        settings.task,
+        data,
+        device=device,
+        dtype=dtype,
+        progress=True,
+        max_memory_bytes=memory_bound(max_memory, device),
+    )

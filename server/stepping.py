@@ -9,7 +9,7 @@ from pruning.calibration import start_calibration
 from pruning.ranking_file import SavedRanking
 from pruning.scores import SCORES
 from pruning.stepwise import Steps, StepsSoFar, load_steps, rank_in_steps, steps_key
-from server.profiles import calibration_data, measuring_on, open_model
+from server.profiles import calibration_data, measuring_on, memory_bound, open_model
 from server.rankings import allocation_of
 from server.settings import RankSettings, SettingsError
 
@@ -28,7 +28,12 @@ def make_ranking(settings: RankSettings) -> SavedRanking:
     if settings.out.exists() and not settings.force:
         raise SettingsError(f"{settings.out} exists: name another --out, or replace it with --force")
     score = SCORES[settings.score]
-    steps = Steps(settings.step, settings.max_sparsity, allocation_of(settings.score, settings.allocation))
+    steps = Steps(
+        settings.step,
+        settings.max_sparsity,
+        allocation_of(settings.score, settings.allocation),
+        settings.reweigh,
+    )
     source = open_calibration(settings.task, settings.task_options())
     checkpoint = open_model(settings)
     data = calibration_data(source, settings.num_prompts, settings.seed)
@@ -50,6 +55,7 @@ def make_ranking(settings: RankSettings) -> SavedRanking:
         dtype=dtype,
         progress=True,
         answers=None if start is None else start.answers,
+        max_memory_bytes=memory_bound(settings.max_memory, device),
     )
     if not score.uses_distractors:
         calibration = replace(calibration, distractors=())

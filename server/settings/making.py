@@ -21,6 +21,18 @@ from server.settings.fields import (
 )
 
 
+class MemorySettings(BaseSettings):
+    """The memory"""
+
+    max_memory: float | None = Field(
+        None,
+        gt=0,
+        allow_inf_nan=False,
+        description="that weights and what is computed may take, GiB: less takes longer, with the same "
+        "result; default: what is free",
+    )
+
+
 class CalibrationSettings(BaseSettings):
     """The measurement"""
 
@@ -32,7 +44,7 @@ class CalibrationSettings(BaseSettings):
     seed: int = Field(DEFAULT_SEED, ge=0, description="which prompts are drawn")
 
 
-class ProfileSettings(CalibrationSettings, CommonSettings):
+class ProfileSettings(CalibrationSettings, MemorySettings, CommonSettings):
     """Measure what every neuron does on a task, and keep it."""
 
 
@@ -53,12 +65,15 @@ class StepSettings(BaseSettings):
         description="share of the neurons that goes between measurements",
     )
     max_sparsity: Sparsity = Field(0.5, gt=0, description="up to which the order is measured anew")
+    reweigh: bool = Field(
+        False, description="count tokens by how far the pruned model is from the dense one at them"
+    )
     force: bool = Field(False, description="measure from the beginning, whatever there is")
     num_prompts: int = Field(DEFAULT_NUM_PROMPTS, ge=1, description="prompts of the task to measure on")
     seed: int = Field(DEFAULT_SEED, ge=0, description="which prompts are drawn")
 
 
-class RankSettings(StepSettings, CommonSettings):
+class RankSettings(StepSettings, MemorySettings, CommonSettings):
     """Put neurons in order by taking a few away, measuring what is left, and so on.
 
     So a neuron is judged in the network that will do without those before it. Every step is kept beside
@@ -131,12 +146,9 @@ class FitSettings(BaseSettings):
     out: Path = Field(description="file to write; unfinished work is kept in OUT.work beside it")
     num_prompts: int = Field(512, ge=1, description="prompts of the task whose answers are fitted")
     seed: int = Field(DEFAULT_SEED, ge=0, description="which prompts are drawn")
-    max_memory: float = Field(
-        8.0, gt=0, allow_inf_nan=False, description="memory that the fit may take, GiB; more is refused"
-    )
 
 
-class CompensateSettings(FitSettings, RankingSettings):
+class CompensateSettings(FitSettings, MemorySettings, RankingSettings):
     """Correct one variant without training: low-rank matrices that make up for the neurons left out.
 
     They are fitted by least squares on the dense model's own answers, layer after layer. The file is a delta,
