@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pruning.errors import SecateurError
 from server.cli import parse_arguments
 from server.settings import (
+    CommandSettings,
     CommonSettings,
     CompareSettings,
     CompensateSettings,
@@ -20,6 +21,7 @@ from server.settings import (
     ServeSettings,
     SettingsError,
     StudySettings,
+    TopSettings,
     unknown_variables,
 )
 
@@ -51,7 +53,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _run(settings: CommonSettings) -> None:
+def _run(settings: CommandSettings) -> None:
+    if isinstance(settings, TopSettings):
+        from server.top import top
+
+        top(settings)
+    elif isinstance(settings, CommonSettings):
+        _run_on_a_model(settings)
+
+
+def _run_on_a_model(settings: CommonSettings) -> None:
     import torch
 
     from eval.evaluation import summary

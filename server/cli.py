@@ -12,10 +12,10 @@ from pydantic.fields import FieldInfo
 
 from eval.tasks.registry import task_table
 from server import __version__
-from server.settings import COMMANDS, ENV_PREFIX, CommonSettings, groups, load_settings
+from server.settings import COMMANDS, ENV_PREFIX, CommandSettings, groups, load_settings
 
 
-def parse_arguments(argv: Sequence[str]) -> CommonSettings:
+def parse_arguments(argv: Sequence[str]) -> CommandSettings:
     """The settings of the command that `argv` names; prints and exits for --help, --version and `tasks`.
 
     Raises:

@@ -5,7 +5,7 @@ Names and units are a promise to them; docs/reference/http.md tells what each me
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, JsonValue
+from pydantic import BaseModel, ConfigDict
 
 ServerState = Literal["ready", "draining", "dead"]
 Numbers = list[float | None]
@@ -65,8 +65,21 @@ class VariantSeries(LiveModel):
     accuracy_upper: Numbers
 
 
+class LiveEvidence(LiveModel):
+    """The evidence of GET /v1/variants, whole; these are the fields of it that readers here look at."""
+
+    model_config = ConfigDict(extra="allow")
+
+    verdict: str
+    items: int
+    age_seconds: float | None
+    accuracy: float | None
+    accuracy_low: float
+    accuracy_high: float
+
+
 class LiveVariant(LiveModel):
-    """One variant: totals since the start, levels now. `evidence` is that of GET /v1/variants."""
+    """One variant: totals since the start, levels now."""
 
     name: str
     sparsity: float
@@ -78,7 +91,7 @@ class LiveVariant(LiveModel):
     generation_tokens: int
     standalone_bytes: int
     marginal_bytes: int
-    evidence: dict[str, JsonValue] | None
+    evidence: LiveEvidence | None
     series: VariantSeries
 
 

@@ -16,6 +16,7 @@ from server.generation import Generations
 from server.live import Accuracy, Interval, LiveHistory, Reading
 from server.live_schema import (
     Limits,
+    LiveEvidence,
     LiveState,
     LiveVariant,
     LiveVerdict,
@@ -169,7 +170,7 @@ def _variant(status: VariantStatus, now: Reading, intervals: Sequence[Interval])
         generation_tokens=totals.generation_tokens.get(name, 0),
         standalone_bytes=variant.standalone_bytes,
         marginal_bytes=variant.marginal_bytes,
-        evidence=None if status.evidence is None else evidence_object(status.evidence, now.time),
+        evidence=_evidence(status, now.time),
         series=VariantSeries(
             generation_tokens_per_second=[
                 part.generation_tokens_per_second if part else None for part in mine
@@ -179,6 +180,12 @@ def _variant(status: VariantStatus, now: Reading, intervals: Sequence[Interval])
             accuracy_upper=[known.upper if known else None for known in accuracies],
         ),
     )
+
+
+def _evidence(status: VariantStatus, now: float) -> LiveEvidence | None:
+    if status.evidence is None:
+        return None
+    return LiveEvidence.model_validate(evidence_object(status.evidence, now))
 
 
 def _verdicts(statuses: Sequence[VariantStatus]) -> list[LiveVerdict]:

@@ -12,6 +12,7 @@ from server.settings.commands import (
 )
 from server.settings.common import (
     ENV_PREFIX,
+    CommandSettings,
     CommonSettings,
     ProfiledSettings,
     RankingSettings,
@@ -43,6 +44,9 @@ from server.settings.serving import (
 from server.settings.sources import (
     SettingsError,
 )
+from server.settings.watching import (
+    TopSettings,
+)
 
 __all__ = [
     "COMMANDS",
@@ -50,6 +54,7 @@ __all__ = [
     "DEFAULT_SEED",
     "ENV_PREFIX",
     "AllocationName",
+    "CommandSettings",
     "CommonSettings",
     "CompareSettings",
     "CompensateSettings",
@@ -65,6 +70,7 @@ __all__ = [
     "ServeSettings",
     "SettingsError",
     "StudySettings",
+    "TopSettings",
     "groups",
     "load_settings",
     "unknown_variables",

@@ -7,7 +7,7 @@ from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings
 
-from server.settings.common import ENV_PREFIX, CommonSettings, known_names
+from server.settings.common import ENV_PREFIX, CommandSettings, known_names
 from server.settings.judging import EvalSettings, StudySettings
 from server.settings.making import (
     CompareSettings,
@@ -19,8 +19,9 @@ from server.settings.making import (
 from server.settings.recovery import RecoverSettings
 from server.settings.serving import ServeSettings
 from server.settings.sources import SettingsError, nearest
+from server.settings.watching import TopSettings
 
-COMMANDS: dict[str, type[CommonSettings]] = {
+COMMANDS: dict[str, type[CommandSettings]] = {
     "serve": ServeSettings,
     "profile": ProfileSettings,
     "compensate": CompensateSettings,
@@ -30,8 +31,9 @@ COMMANDS: dict[str, type[CommonSettings]] = {
     "export": ExportSettings,
     "eval": EvalSettings,
     "study": StudySettings,
+    "top": TopSettings,
 }
-Settings = TypeVar("Settings", bound=CommonSettings)
+Settings = TypeVar("Settings", bound=CommandSettings)
 
 
 def load_settings(kind: type[Settings], flags: Mapping[str, Any]) -> Settings:
@@ -54,7 +56,7 @@ def unknown_variables(environment: Mapping[str, str]) -> list[str]:
     return [f"{key} is no setting{nearest(key, known)}" for key in unknown]
 
 
-def groups(kind: type[CommonSettings]) -> dict[str, dict[str, FieldInfo]]:
+def groups(kind: type[CommandSettings]) -> dict[str, dict[str, FieldInfo]]:
     """The settings of a command under the headings of the classes they come from, common ones first."""
     bases = [base for base in reversed(kind.__mro__) if issubclass(base, BaseSettings)]
     return {

@@ -14,6 +14,28 @@ from server.settings.sources import YamlSource
 ENV_PREFIX = "SECATEUR_"
 
 
+class CommandSettings(BaseSettings):
+    """Where settings come from, and what is logged"""
+
+    model_config = SettingsConfigDict(
+        frozen=True, extra="forbid", env_prefix=ENV_PREFIX, env_ignore_empty=True, validate_default=True
+    )
+
+    config: Path | None = Field(None, description="YAML file with any of these settings, spelled with _")
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least level logged")
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        return init_settings, env_settings, YamlSource(settings_cls, known_names())
+
+
 class TaskSettings(BaseSettings):
     """The task: what neurons are measured on, and what variants are judged by"""
 
@@ -46,14 +68,9 @@ class TaskSettings(BaseSettings):
         )
 
 
-class CommonSettings(TaskSettings):
+class CommonSettings(TaskSettings, CommandSettings):
     """Which model, and where"""
 
-    model_config = SettingsConfigDict(
-        frozen=True, extra="forbid", env_prefix=ENV_PREFIX, env_ignore_empty=True, validate_default=True
-    )
-
-    config: Path | None = Field(None, description="YAML file with any of these settings, spelled with _")
     model: str = Field("math-mini", description="checkpoint directory, GGUF file, hub id, or math-mini")
     cache_dir: Path | None = Field(None, description="where profiles are kept; default: ~/.cache/secateur")
     device: str = Field("auto", description="cpu, cuda, cuda:1 ...; auto takes CUDA where there is one")
@@ -64,18 +81,6 @@ class CommonSettings(TaskSettings):
     threads: int | None = Field(
         None, ge=1, description="threads of one operation on the CPU; default: torch's"
     )
-    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least level logged")
-
-    @classmethod
-    def settings_customise_sources(
-        cls,
-        settings_cls: type[BaseSettings],
-        init_settings: PydanticBaseSettingsSource,
-        env_settings: PydanticBaseSettingsSource,
-        dotenv_settings: PydanticBaseSettingsSource,
-        file_secret_settings: PydanticBaseSettingsSource,
-    ) -> tuple[PydanticBaseSettingsSource, ...]:
-        return init_settings, env_settings, YamlSource(settings_cls, known_names())
 
 
 class ProfiledSettings(CommonSettings):
@@ -109,8 +114,8 @@ class RankingSettings(ProfiledSettings):
 
 def known_names() -> set[str]:
     """Every setting of every command."""
-    return {name for kind in _subclasses(CommonSettings) for name in kind.model_fields}
+    return {name for kind in _subclasses(CommandSettings) for name in kind.model_fields}
 
 
-def _subclasses(kind: type[CommonSettings]) -> list[type[CommonSettings]]:
+def _subclasses(kind: type[CommandSettings]) -> list[type[CommandSettings]]:
     return [kind, *(found for child in kind.__subclasses__() for found in _subclasses(child))]

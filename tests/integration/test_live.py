@@ -98,7 +98,8 @@ def test_what_it_says_of_variants_and_memory_is_what_others_say(tiny: Tiny, even
     for variant, other in zip(told.variants, listed["data"], strict=True):
         for field in ("sparsity", "exact_sparsity", "state", "standalone_bytes", "marginal_bytes"):
             assert getattr(variant, field) == other[field]
-        assert variant.evidence == other["evidence"]
+        assert variant.evidence is not None
+        assert variant.evidence.model_dump() == other["evidence"]
         assert len(variant.series.accuracy) == len(told.series.time)
         assert set(variant.series.accuracy) == {None}
 
@@ -150,9 +151,9 @@ def test_accuracy_is_drawn_from_the_first_probe_on(
     probed, evidence = variants["tiny:s20"].series, variants["tiny:s20"].evidence
     assert evidence is not None
     assert (probed.accuracy[0], probed.accuracy_lower[0], probed.accuracy_upper[0]) == (None, None, None)
-    assert probed.accuracy[-1] == evidence["accuracy"]
-    assert probed.accuracy_lower[-1] == evidence["accuracy_low"]
-    assert probed.accuracy_upper[-1] == evidence["accuracy_high"]
+    assert probed.accuracy[-1] == evidence.accuracy
+    assert probed.accuracy_lower[-1] == evidence.accuracy_low
+    assert probed.accuracy_upper[-1] == evidence.accuracy_high
     assert set(variants["tiny:s10"].series.accuracy) == {None}
     assert {*told.series.prompt_tokens_per_second, *told.series.requests_per_second} == {0}, (
         "probes do not count"
