@@ -8,6 +8,7 @@ import logging
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
 
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
@@ -45,6 +46,9 @@ from server.shadow import ShadowScorer
 from server.tokenization import PromptTokenizer
 from server.variants import VariantRegistry
 
+if TYPE_CHECKING:  # what it imports need not be installed
+    from server.tracing import Tracing
+
 logger = logging.getLogger(__name__)
 
 CLIENT_CLOSED_REQUEST = 499  # nginx's; nobody receives it, but the log shows it
@@ -62,6 +66,7 @@ def build_app(
     shadow: ShadowScorer,
     live: LiveSource,
     max_model_len: int,
+    tracing: "Tracing | None",
 ) -> FastAPI:
     """The ASGI application. Its lifespan starts and stops the engine, and what runs on it by itself."""
 
@@ -82,6 +87,8 @@ def build_app(
             if isinstance(probing, Probing):
                 await probing.stop()
             await engine.stop()
+            if tracing is not None:
+                await asyncio.to_thread(tracing.shutdown)
 
     def count(error: RequestError) -> None:
         metrics.rejected(error.code)

@@ -4,14 +4,15 @@ Between the routes and the engine. Knows neither schemas nor text beyond what th
 """
 
 import asyncio
+import time
 import uuid
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from server.engine.async_engine import AsyncEngine, Delta, RequestStream
-from server.engine.request import FinishReason, SamplingParams, ScoringParams, TokenLogprobs
+from server.engine.request import FinishReason, RequestStats, SamplingParams, ScoringParams, TokenLogprobs
 from server.engine.variant import Variant
 from server.errors import InvalidValueError, ShuttingDownError
 from server.metrics import Metrics
@@ -38,6 +39,46 @@ class TokenUsage:
     completion_tokens: int
 
 
+@dataclass(frozen=True)
+class Origin:
+    """Where a request came from: its URL's path, and its headers by lower-case name."""
+
+    path: str
+    headers: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class GenerationRecord:
+    """A request that is over, one way or the other. Times are monotonic seconds.
+
+    What it did not come to is None: a decision where it was refused before, sampling where none was queued.
+
+    Attributes:
+        opened_time, closed_time: from when its body was being read until its response was sent, or was not.
+        answers: one for each prompt and choice that was queued, in order.
+        error_code: of the error that it was answered with.
+    """
+
+    request_id: str
+    origin: Origin
+    opened_time: float
+    closed_time: float
+    ask: Ask | None
+    decision: Decision | None
+    sampling: SamplingParams | None
+    num_choices: int
+    is_streamed: bool
+    answers: Sequence[RequestStats]
+    usage: TokenUsage
+    error_code: str | None
+
+
+class GenerationObserver(Protocol):
+    """Is told of every request when it is over."""
+
+    def closed(self, record: GenerationRecord) -> None: ...
+
+
 class AnswerSampler(Protocol):
     """Looks closer at some of the answers."""
 
@@ -55,6 +96,7 @@ class Generations:
         max_requests: engine requests that may run and wait at once.
         max_waiting: those of them that may wait.
         sampler: takes a share of the answers; None for none.
+        observer: None for none.
     """
 
     def __init__(
@@ -66,6 +108,7 @@ class Generations:
         max_requests: int,
         max_waiting: int,
         sampler: AnswerSampler | None = None,
+        observer: GenerationObserver | None = None,
     ) -> None:
         self.engine = engine
         self.registry = registry
@@ -73,6 +116,7 @@ class Generations:
         self.metrics = metrics
         self.max_requests = max_requests
         self.sampler = sampler
+        self._observer = observer
         self._max_waiting = max_waiting
         self._open: set[Generation] = set()
         self._draining = False
@@ -105,7 +149,7 @@ class Generations:
         for generation in list(self._open):
             generation.abort()
 
-    def open(self) -> "Generation":
+    def open(self, origin: Origin) -> "Generation":
         """A place for one request; close it in a `finally`.
 
         Raises:
@@ -113,13 +157,19 @@ class Generations:
         """
         if self._draining:
             raise ShuttingDownError("the server is shutting down and takes no new requests")
-        generation = Generation(self, uuid.uuid4().hex)
+        generation = Generation(self, uuid.uuid4().hex, origin)
         self._open.add(generation)
         return generation
 
     def forget(self, generation: "Generation") -> None:
         """For the generations: this one is closed."""
-        self._open.discard(generation)
+        if generation not in self._open:
+            return
+        try:
+            if self._observer is not None:
+                self._observer.closed(generation.record())
+        finally:
+            self._open.remove(generation)
 
 
 class Generation:
@@ -127,20 +177,30 @@ class Generation:
 
     Attributes:
         request_id: the server's own, unique; the client's x-request-id need not be.
+        is_streamed, error_code: for whoever answers to set: how, and the error if it is one.
     """
 
-    def __init__(self, owner: Generations, request_id: str) -> None:
+    def __init__(self, owner: Generations, request_id: str, origin: Origin) -> None:
         self._owner = owner
         self.request_id = request_id
+        self.is_streamed = False
+        self.error_code: str | None = None
+        self._origin = origin
+        self._opened_time = time.monotonic()
         self._leases = ExitStack()
+        self._ask: Ask | None = None
+        self._decision: Decision | None = None
+        self._sampling: SamplingParams | None = None
         self._num_choices = 1
         self._streams: list[RequestStream] = []
 
     def choose(self, ask: Ask) -> Decision:
         """Picks the variant and holds it until the generation is closed. Raises what the policy raises."""
         owner = self._owner
+        self._ask = ask
         decision = owner.policy.resolve(ask, owner.registry.offer(), owner.load())
         self._leases.enter_context(owner.registry.lease(decision.variant))
+        self._decision = decision
         return decision
 
     def submit(
@@ -165,7 +225,7 @@ class Generation:
                 f"{len(prompts)} prompts times {num_choices} choices are {wanted} answers; this server runs "
                 f"and queues {most} at once (max_num_seqs + max_waiting): send fewer at a time"
             )
-        self._num_choices = num_choices
+        self._num_choices, self._sampling = num_choices, sampling
         sampler = self._owner.sampler
         for number, prompt in enumerate(prompts):
             for choice in range(num_choices):
@@ -237,6 +297,23 @@ class Generation:
             prompt_tokens=sum(stream.num_prompt_tokens for stream in first_choices),
             cached_tokens=sum(stream.num_cached_tokens for stream in first_choices),
             completion_tokens=sum(stream.num_generated_tokens for stream in self._streams),
+        )
+
+    def record(self) -> GenerationRecord:
+        """What became of it. Once it is closed."""
+        return GenerationRecord(
+            request_id=self.request_id,
+            origin=self._origin,
+            opened_time=self._opened_time,
+            closed_time=time.monotonic(),
+            ask=self._ask,
+            decision=self._decision,
+            sampling=self._sampling,
+            num_choices=self._num_choices,
+            is_streamed=self.is_streamed,
+            answers=[stream.stats for stream in self._streams if stream.stats is not None],
+            usage=self.usage(),
+            error_code=self.error_code,
         )
 
     def abort(self) -> None:

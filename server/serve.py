@@ -11,6 +11,7 @@ import secrets
 import socket
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 import uvicorn
@@ -48,6 +49,9 @@ from server.shutdown import FLUSH_SECONDS, GracefulServer
 from server.tokenization import PromptTokenizer
 from server.variants import VariantRegistry, VariantStatus
 
+if TYPE_CHECKING:  # what it imports need not be installed
+    from server.tracing import Tracing
+
 logger = logging.getLogger(__name__)
 
 CONFIDENCE = 0.95  # of verdicts and bounds
@@ -60,9 +64,10 @@ def serve(settings: ServeSettings) -> None:
         SecateurError: the settings, the model or the profile do not allow it.
     """
     with _bind(settings.host, settings.port) as listener:
+        tracing = _tracing(settings)
         checkpoint = open_model(settings)
         loaded = load_model(settings, checkpoint)
-        service = assemble(settings, loaded)
+        service = assemble(settings, loaded, tracing=tracing)
         # What is there now stays: the collector need not walk over it while tokens wait.
         gc.collect()
         gc.freeze()
@@ -151,8 +156,19 @@ class Service:
             self.probing.cancel()
 
 
-def assemble(settings: ServeSettings, loaded: LoadedModel, *, powercap: Path = POWERCAP) -> Service:
-    """The application over a loaded model. `powercap`: where the kernel counts joules."""
+def assemble(
+    settings: ServeSettings,
+    loaded: LoadedModel,
+    *,
+    tracing: "Tracing | None" = None,
+    powercap: Path = POWERCAP,
+) -> Service:
+    """The application over a loaded model.
+
+    Args:
+        tracing: is told of every request, and shut down with the application.
+        powercap: where the kernel counts joules.
+    """
     engine, registry = loaded.engine, loaded.registry
     tokenizer = loaded.checkpoint.tokenizer()
     prompt_tokenizer = PromptTokenizer(tokenizer, loaded.checkpoint.config.vocab_size)
@@ -190,6 +206,7 @@ def assemble(settings: ServeSettings, loaded: LoadedModel, *, powercap: Path = P
         max_requests=engine.config.max_num_seqs + engine.config.max_waiting,
         max_waiting=engine.config.max_waiting,
         sampler=shadow,
+        observer=tracing,
     )
     probing: Probing | ProbesOff = (
         task
@@ -220,6 +237,7 @@ def assemble(settings: ServeSettings, loaded: LoadedModel, *, powercap: Path = P
         shadow=shadow,
         live=LiveSource(engine, generations, metrics, probing),
         max_model_len=engine.config.max_model_len,
+        tracing=tracing,
     )
     return Service(app, generations, probing)
 
@@ -242,6 +260,18 @@ def _bind(host: str, port: int) -> socket.socket:
             f"cannot listen on {host}:{port} ({error}): choose another --host or --port"
         ) from error
     return listener
+
+
+def _tracing(settings: ServeSettings) -> "Tracing | None":
+    if not settings.traces:
+        return None
+    try:
+        from server.tracing import open_tracing
+    except ImportError as error:
+        raise SettingsError(
+            f"traces need OpenTelemetry ({error}): pip install 'secateur[otel]', or leave traces off"
+        ) from error
+    return open_tracing()
 
 
 def _task(settings: ServeSettings, *, has_chat_template: bool) -> Task | ProbesOff:

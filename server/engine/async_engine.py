@@ -68,6 +68,8 @@ class RequestStream:
         self._loop_detector = LoopDetector()
         self._text: list[str] = []
         self._inbox: asyncio.Queue[TokenOutput | EngineDeadError | None] = asyncio.Queue()
+        self._first_output_time: float | None = None
+        self._last_output_time: float | None = None
         self._first_token_time: float | None = None
         self._last_delivery = request.arrival_time
         self.token_ids: list[int] = []
@@ -144,6 +146,9 @@ class RequestStream:
             if reason is not None:
                 outputs = outputs[:count]
                 break
+        if self._first_output_time is None:
+            self._first_output_time = outputs[0].time
+        self._last_output_time = outputs[-1].time
         token_ids = tuple(output.token_id for output in outputs if output.token_id is not None)
         logprobs = [output.logprobs for output in outputs if output.logprobs is not None]
         delta = Delta(
@@ -190,7 +195,9 @@ class RequestStream:
             finish_reason=reason,
             arrival_time=self._request.arrival_time,
             first_scheduled_time=self._request.first_scheduled_time,
+            first_output_time=self._first_output_time,
             first_token_time=self._first_token_time,
+            last_output_time=self._last_output_time,
             finished_time=time.monotonic(),
             prompt_tokens=self.num_prompt_tokens,
             cached_tokens=self.num_cached_tokens,

@@ -28,12 +28,13 @@ from server.engine.weights import WeightReader, WeightSize, load_weights
 @dataclass(frozen=True)
 class TokenOutput:
     """One request's new token. `finish_reason` is set when it was the last; a request of `max_tokens` 0 ends
-    without one. `Request.scored` is complete by then."""
+    without one. `Request.scored` is complete by then. `time` is when its step ended, monotonic."""
 
     request: Request
     token_id: int | None
     logprobs: TokenLogprobs | None
     finish_reason: FinishReason | None
+    time: float
 
 
 class Engine:
@@ -114,12 +115,13 @@ class Engine:
         chosen = {key: [token.token_id for token in tokens] for key, tokens in sampled.items()}
         results = self._scheduler.update(decision, chosen, scored)
         logprobs = {key: iter([token.logprobs for token in tokens]) for key, tokens in sampled.items()}
+        end = time.monotonic()
         outputs = []
         for request, token_id, reason in results:
             of_token = None if token_id is None else next(logprobs[request.request_id])
-            outputs.append(TokenOutput(request, token_id, of_token, reason))
+            outputs.append(TokenOutput(request, token_id, of_token, reason, end))
         return outputs, StepStats(
-            step_seconds=time.monotonic() - start,
+            step_seconds=end - start,
             batch_tokens=batch_tokens,
             running=running,
             num_waiting=self._scheduler.num_waiting_users,

@@ -98,13 +98,21 @@ class ScoringParams:
 
 @dataclass(frozen=True)
 class RequestStats:
-    """A request's timeline, monotonic seconds, and its token counts. Taken when it has ended."""
+    """A request's timeline, monotonic seconds, and its token counts. Taken when it has ended.
+
+    Attributes:
+        first_output_time, last_output_time: when the steps that computed what was delivered first and last
+            had ended; making text of it and delivering it come after.
+        first_token_time: when its first token was delivered.
+    """
 
     variant: Variant
     finish_reason: FinishReason
     arrival_time: float
     first_scheduled_time: float | None
+    first_output_time: float | None
     first_token_time: float | None
+    last_output_time: float | None
     finished_time: float
     prompt_tokens: int
     cached_tokens: int  # prompt tokens whose KV came from the prefix cache

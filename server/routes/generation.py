@@ -16,20 +16,25 @@ from starlette.responses import Response
 from server.answers import Answer, AnswerFormat
 from server.engine.errors import EngineError
 from server.errors import RequestError, request_error
-from server.generation import Generation, Generations
+from server.generation import Generation, Generations, Origin
 from server.middleware import VARIANT_HEADER, VARIANT_REASON_HEADER
 from server.policy import Decision
 
 T = TypeVar("T")
 
 
-def generation_scope(generations: Generations) -> Callable[[], AsyncIterator[Generation]]:
+def generation_scope(generations: Generations) -> Callable[[Request], AsyncIterator[Generation]]:
     """A FastAPI dependency: a place in the engine, given back when the response has been sent, or not."""
 
-    async def scope() -> AsyncIterator[Generation]:
-        generation = generations.open()
+    async def scope(request: Request) -> AsyncIterator[Generation]:
+        generation = generations.open(Origin(request.url.path, request.headers))
         try:
             yield generation
+        except ClientDisconnect:  # nobody is left to be told of an error
+            raise
+        except Exception as error:
+            generation.error_code = request_error(error).code
+            raise
         finally:
             generation.close()
 
@@ -57,6 +62,7 @@ def answer_stream(
     on_error: Callable[[RequestError], None],
 ) -> Response:
     """The answer as server-sent events. An error after the first byte is an event, the last one."""
+    generation.is_streamed = True
 
     async def events() -> AsyncIterator[bytes]:
         try:
@@ -68,6 +74,7 @@ def answer_stream(
                 yield _event(answer.closing(generation.usage()))
         except (RequestError, EngineError) as error:
             told = request_error(error)
+            generation.error_code = told.code
             on_error(told)
             yield format_sse_event(data_str=json.dumps(told.envelope()))
         else:

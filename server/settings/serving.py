@@ -88,6 +88,9 @@ class HttpSettings(BaseSettings):
     )
     admin_key: SecretStr | None = Field(None, description="bearer key for /admin; none: loopback peers alone")
     console: bool = Field(True, description="the web page at /")
+    traces: bool = Field(
+        False, description="OpenTelemetry spans of requests; the OTEL_* variables say where they go"
+    )
     max_body_bytes: int = Field(4 * 2**20, ge=1, description="largest body that is read")
     shutdown_timeout_seconds: float = Field(
         30.0, ge=0, allow_inf_nan=False, description="time that running requests have after SIGTERM"

@@ -20,6 +20,7 @@ from server.safety import SafeMargin
 from server.serve import LoadedModel, assemble, engine_config, load_variants
 from server.settings import ServeSettings
 from server.shutdown import GracefulServer
+from server.tracing import Tracing
 from tests.tiny import tiny_checkpoint
 
 # Long enough that no answer of this length ends before a test has looked at it.
@@ -55,7 +56,9 @@ def make_tiny(directory: Path) -> Tiny:
 
 
 @contextmanager
-def running(tiny: Tiny, *, powercap: Path = POWERCAP, **changes: Any) -> Iterator[Live]:
+def running(
+    tiny: Tiny, *, tracing: Tracing | None = None, powercap: Path = POWERCAP, **changes: Any
+) -> Iterator[Live]:
     """Serves until the block ends; sparsities 0, 0.1, 0.2 and the unsafe 0.35 unless `changes` says."""
     settings = ServeSettings(
         **{
@@ -81,7 +84,7 @@ def running(tiny: Tiny, *, powercap: Path = POWERCAP, **changes: Any) -> Iterato
     assert settings.safe_sparsity is not None
     margin = SafeMargin(settings.safe_sparsity, "a test's")
     loaded = LoadedModel(tiny.checkpoint, tiny.ranking, margin, engine, registry)
-    service = assemble(settings, loaded, powercap=powercap)
+    service = assemble(settings, loaded, tracing=tracing, powercap=powercap)
     started = threading.Event()
     server = GracefulServer(
         uvicorn.Config(service.app, port=0, log_config=None, access_log=False, timeout_graceful_shutdown=5),
