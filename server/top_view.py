@@ -3,7 +3,6 @@
 Pure: what /v1/live said comes in, something that rich can print goes out.
 """
 
-import math
 import time
 from collections.abc import Sequence
 
@@ -15,7 +14,7 @@ from rich.text import Text
 from server.live_schema import LiveState, LiveVariant, LiveVerdict
 
 BARS = "▁▂▃▄▅▆▇█"
-SPARKLINE_ENTRIES = 48
+SPARKLINE_ENTRIES = 40
 SHOWN_VERDICTS = 4
 NOTHING = "-"
 _STYLES = {"safe": "green", "unproven": "yellow", "degraded": "bold red", "retiring": "dim"}
@@ -152,8 +151,7 @@ def _rounded(value: float | None) -> str:
 def _milliseconds(seconds: float | None) -> str:
     if seconds is None:
         return NOTHING
-    digits = max(0, 1 - math.floor(math.log10(1000 * seconds))) if seconds > 0 else 0
-    return f"{1000 * seconds:,.{min(digits, 1)}f} ms"
+    return f"{1000 * seconds:,.0f} ms" if seconds >= 0.01 else f"{1000 * seconds:.1f} ms"
 
 
 def _percent(ratio: float | None) -> str:

@@ -1,0 +1,207 @@
+"""`secateur top` on a real server, in a real terminal, and while there is no server."""
+
+import contextlib
+import os
+import pty
+import signal
+import subprocess
+import sys
+import termios
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from server.__main__ import EXIT_FAILED, main
+from server.top import TopError, Watcher
+from server.top_view import SPARKLINE_ENTRIES
+from tests.integration.live import Live, Tiny, running
+from tests.server.glance import glance
+
+ROOT = Path(__file__).parents[2]
+NOWHERE = "http://127.0.0.1:1"  # nothing listens there
+LEAVE_SCREEN = b"\x1b[?1049l"
+
+
+def test_one_picture_of_a_live_server(live: Live, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["top", "--once", "--url", live.url]) == 0
+    shown = capsys.readouterr().out
+    assert shown.startswith("tiny  ready  up ")
+    *_, table = shown.partition("marginal\n")
+    assert [line.split()[:3] for line in table.splitlines()] == [
+        ["s0", "0.0%", "safe"],
+        ["s10", "8.3%", "unproven"],
+        ["s20", "20.8%", "unproven"],
+        ["s35", "33.3%", "unproven"],
+    ]
+    assert "\x1b" not in shown, "a pipe wants no colours"
+
+
+def test_it_takes_a_key_and_says_when_it_needs_one(
+    tiny: Tiny, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with running(tiny, api_keys="sesame") as live:
+        assert main(["top", "--once", "--url", live.url]) == EXIT_FAILED
+        assert f"secateur: {live.url} wants a key: give it with --api-key" in capsys.readouterr().err
+        assert main(["top", "--once", "--url", live.url, "--api-key", "sesame"]) == 0
+        monkeypatch.setenv("SECATEUR_API_KEY", "sesame")
+        assert main(["top", "--once", "--url", live.url]) == 0
+
+
+def test_a_dead_url_is_one_line_and_a_status(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["top", "--once", "--url", NOWHERE]) == EXIT_FAILED
+    error = capsys.readouterr().err
+    assert error.startswith(f"secateur: no answer from {NOWHERE} (")
+    assert error.count("\n") == 1
+
+
+def test_without_a_terminal_it_asks_for_once(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["top", "--url", NOWHERE]) == EXIT_FAILED
+    assert "--once" in capsys.readouterr().err
+
+
+def test_it_starts_without_torch() -> None:
+    script = (
+        "import sys\nfrom server.__main__ import main\n"
+        f"assert main(['top', '--once', '--url', '{NOWHERE}']) == {EXIT_FAILED}\n"
+        "assert not {'torch', 'transformers'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", script], capture_output=True, check=True, cwd=ROOT)
+
+
+class Screen:
+    """A terminal of 80 by 24 with `secateur top` in it."""
+
+    def __init__(self, process: "subprocess.Popen[bytes]", keyboard: int) -> None:
+        self.process = process
+        self.keyboard = keyboard
+        self.shown = b""
+
+    def shows(self, text: bytes) -> bool:
+        """Reads on until `text` has been drawn; False when the program has ended before."""
+        while text not in self.shown:
+            try:
+                drawn = os.read(self.keyboard, 65_536)
+            except OSError:  # Linux' way to say that the other end is closed
+                return False
+            if not drawn:
+                return False
+            self.shown += drawn
+        return True
+
+    def type(self, key: bytes) -> None:
+        os.write(self.keyboard, key)
+
+
+@contextlib.contextmanager
+def terminal(url: str) -> Iterator[Screen]:
+    keyboard, screen = pty.openpty()
+    before = termios.tcgetattr(screen)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "server", "top", "--url", url],
+        cwd=ROOT,
+        env={**os.environ, "TERM": "xterm", "COLUMNS": "80", "LINES": "24"},
+        stdin=screen,
+        stdout=screen,
+        stderr=screen,
+        start_new_session=True,
+    )
+    try:
+        yield Screen(process, keyboard)
+        assert process.wait(60) == 0
+        assert termios.tcgetattr(screen) == before, "the terminal is as it was"
+    finally:
+        process.kill()
+        process.wait()
+        os.close(screen)
+        os.close(keyboard)
+
+
+def test_q_ends_it_and_gives_the_terminal_back(live: Live) -> None:
+    with terminal(live.url) as screen:
+        assert screen.shows(b"tok/s")
+        screen.type(b"x")
+        screen.type(b"q")
+        assert screen.shows(LEAVE_SCREEN)
+
+
+def test_it_waits_for_a_server_and_ctrl_c_ends_it() -> None:
+    with terminal(NOWHERE) as screen:
+        assert screen.shows(b"no answer from")
+        assert screen.shows(b"trying again")
+        screen.process.send_signal(signal.SIGINT)
+        assert screen.shows(LEAVE_SCREEN)
+
+
+class Server:
+    """Answers as told."""
+
+    def __init__(self) -> None:
+        self.reply: Callable[[], httpx.Response] = lambda: httpx.Response(
+            200, content=glance().model_dump_json()
+        )
+        self.since: list[str | None] = []
+
+    def watcher(self) -> Watcher:
+        transport = httpx.MockTransport(self._answer)
+        return Watcher(httpx.Client(base_url="http://server", transport=transport), "http://server")
+
+    def _answer(self, request: httpx.Request) -> httpx.Response:
+        self.since.append(request.url.params.get("since"))
+        return self.reply()
+
+
+def drawn(picture: object) -> str:
+    from rich.console import Console
+
+    console = Console(width=200, color_system=None)
+    with console.capture() as capture:
+        console.print(picture)
+    return capture.get()
+
+
+def test_it_keeps_the_last_picture_while_the_server_is_away() -> None:
+    def refuse() -> httpx.Response:
+        raise httpx.ConnectError("Connection refused")
+
+    server = Server()
+    watcher = server.watcher()
+    answer = server.reply
+    assert "trying again" not in drawn(watcher.look(now=100.0))
+    server.reply = refuse
+    assert "no answer from http://server (Connection refused); for 0s, trying again" in drawn(
+        watcher.look(110.0)
+    )
+    away = drawn(watcher.look(175.0))
+    assert "for 1m, trying again" in away
+    assert "tokens/s" in away
+    server.reply = answer
+    assert "trying again" not in drawn(watcher.look(180.0))
+    server.reply = refuse
+    assert "for 0s" in drawn(watcher.look(190.0))
+
+
+def test_it_asks_for_what_it_draws_and_no_more() -> None:
+    server = Server()
+    watcher = server.watcher()
+    watcher.ask()
+    watcher.ask()
+    assert server.since == [None, str(glance().now - 2.0 * SPARKLINE_ENTRIES)]
+
+
+@pytest.mark.parametrize(
+    ("status", "content", "told"),
+    [
+        (401, "", "wants a key"),
+        (404, "", "answers 404: is it a Secateur server"),
+        (503, "", "answers 503"),
+        (200, "<html>", "does not understand"),
+        (200, '{"model": "m"}', "version: Field required"),
+    ],
+)
+def test_what_no_server_of_this_kind_says_is_named(status: int, content: str, told: str) -> None:
+    server = Server()
+    server.reply = lambda: httpx.Response(status, text=content)
+    with pytest.raises(TopError, match=told):
+        server.watcher().ask()
