@@ -10,9 +10,16 @@ ARGS ?=
 # Environments and checkpoints of the engines that are measured beside this one, about 15 GB.
 PEERS ?= $(HOME)/.cache/secateur/peers
 
+# What study-science works on: checkpoints by these names under MODELS, MBPP and GSM8K under DATA.
+MODELS ?= $(HOME)/.cache/reference-models
+DATA ?=
+SCIENCE_MODELS ?= coder-0.5b coder-1.5b
+SCIENCE := --distractors $(DATA)/distractors.jsonl --sparsities 0.1,0.2,0.3,0.35 --compare-scores selectivity \
+	--tolerance 0.05
+
 BIN := $(VENV)/bin
 
-.PHONY: help install serve test test-reference check format bench bench-peers bench-report metrics-page study dashboards wheel image clean
+.PHONY: help install serve test test-reference check format bench bench-peers bench-report metrics-page study study-science science-report dashboards wheel image clean
 
 help:  ## List the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -57,6 +64,19 @@ study: $(VENV)/.installed-dev  ## Study how much of math-mini may go, in 15 minu
 
 dashboards: $(VENV)/.installed-dev  ## Build Grafana's dashboards into deploy/grafana/dashboards
 	$(BIN)/python -m deploy.dashboards
+
+study-science: $(VENV)/.installed-dev  ## Study the coders in MODELS at HumanEval and GSM8K, in days; goes on where it was
+	@test -d "$(DATA)" || { echo "DATA names no directory with mbpp_train.jsonl and gsm8k_train.jsonl"; exit 2; }
+	set -e; for model in $(SCIENCE_MODELS); do \
+		$(BIN)/secateur study --model $(MODELS)/$$model --task humaneval --prompts $(DATA)/mbpp_train.jsonl \
+			$(SCIENCE) --out docs/studies/$$model-humaneval $(ARGS); \
+		$(BIN)/secateur study --model $(MODELS)/$$model --task gsm8k --prompts $(DATA)/gsm8k_train.jsonl \
+			--items 300 $(SCIENCE) --out docs/studies/$$model-gsm8k $(ARGS); \
+	done
+	$(BIN)/python -m eval.science
+
+science-report: $(VENV)/.installed-dev  ## Put the studies that are there into docs/science.md
+	$(BIN)/python -m eval.science
 
 wheel: $(VENV)/.installed  ## Build the wheel into dist/
 	$(BIN)/pip wheel --quiet --no-deps --wheel-dir dist .

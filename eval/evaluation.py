@@ -6,13 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import TypeAdapter
+from pydantic import TypeAdapter, ValidationError
 from tqdm import tqdm
 
 from eval.generate import Generate
 from eval.grading import GradedAnswer, Grader, for_each
 from eval.provenance import Provenance
-from eval.results import Score
+from eval.results import ResultsError, Score
 from eval.subject import VariantFacts
 from eval.task import Task, TaskItem
 
@@ -85,6 +85,14 @@ def summary(evaluation: Evaluation) -> str:
             f"{score.completion_tokens:,} tokens in {evaluation.wall_seconds:,.0f} s",
         ]
     )
+
+
+def load(path: Path) -> Evaluation:
+    """Reads what `save` wrote. Raises ResultsError."""
+    try:
+        return _EVALUATION.validate_json(path.read_bytes())
+    except (OSError, ValidationError) as error:
+        raise ResultsError(f"{path} is no result of an evaluation: {error}") from error
 
 
 def save(evaluation: Evaluation, path: Path) -> None:

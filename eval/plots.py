@@ -11,7 +11,7 @@ from eval.results import CellResult, StudyResults
 from eval.subject import Strategy
 
 SIZE_INCHES = (6.0, 3.6)
-_STYLE: Any = {"svg.hashsalt": "secateur", "svg.fonttype": "none", "font.size": 9, "axes.grid": True}
+STYLE: Any = {"svg.hashsalt": "secateur", "svg.fonttype": "none", "font.size": 9, "axes.grid": True}
 _MARKERS: Any = {"marker": "o", "markersize": 3}
 
 
@@ -43,7 +43,7 @@ def _write(path: Path, title: str, fill: Callable[[Any], None]) -> None:
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         figure = Figure(figsize=SIZE_INCHES, layout="constrained")
         axes = figure.add_subplot()
         axes.set_title(title)

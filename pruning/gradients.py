@@ -32,8 +32,8 @@ def add_moments_and_gradients(
 
     L is the negative log-likelihood of each sequence's answer tokens, summed, in nats, each times the root of
     its weight: then a square of ∂L/∂h weighs what its token does, for products between tokens cancel in the
-    mean. Parameters need no gradients and get none: only what enters a group of layers requires one, so memory
-    is that of the activations of `layers_at_once` layers, and of one residual stream for each group.
+    mean. Parameters get no gradients: only what enters a group of layers requires one. That takes the memory
+    of the activations of `layers_at_once` layers, and of one residual stream for each group.
     """
     sums.count(batch)
     layers = range(len(decoder(model).layers))

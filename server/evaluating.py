@@ -93,7 +93,11 @@ async def _evaluate(settings: EvalSettings, task: Task, items: Sequence[TaskItem
         model=model,
         variant=facts,
         task=_task_facts(settings, task, items),
-        settings={"stop_on_loop": settings.stop_on_loop, "max_num_seqs": settings.max_num_seqs},
+        settings={
+            "sparsity": settings.sparsity,
+            "stop_on_loop": settings.stop_on_loop,
+            "max_num_seqs": settings.max_num_seqs,
+        },
         score=tally,
         wall_seconds=seconds,
         tokens_per_second=tally.completion_tokens / seconds,
@@ -118,7 +122,11 @@ async def _variant(
     else:
         subject = local_variant(settings, task, items)
         async with subject.open() as model:
-            known = {"name": subject.checkpoint.name, **subject.identity(settings.sparsity)}
+            known = {
+                "name": subject.checkpoint.name,
+                "strategy": subject.strategy.name,
+                **subject.identity(settings.sparsity),
+            }
             yield model, model.facts(settings.sparsity), known
 
 
