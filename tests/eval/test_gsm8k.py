@@ -39,6 +39,21 @@ def test_the_halves_never_meet(task: Task, path: Path) -> None:
     assert len(judged) + len({i.item_id for i in measured}) == 40
 
 
+def test_held_out_problems_never_calibrate(tmp_path: Path) -> None:
+    """As the studies draw them: 300 to judge by, all that there are to calibrate on, some problems twice."""
+    numbers = [*range(900), *range(0, 900, 7)]
+    path = tmp_path / "gsm8k.jsonl"
+    path.write_text("\n".join(json.dumps(problem(number)) for number in numbers))
+    judged = {i.prompt for i in open_task("gsm8k", TaskOptions(path=path)).evaluation(300, seed=0)}
+    source = open_calibration("gsm8k", TaskOptions(path=path))
+    calibrating = {i.prompt for i in source.calibration(400, seed=0)}
+    for seed in range(1, 5):
+        calibrating |= {i.prompt for i in source.calibration(400, seed=seed)}
+    assert len(judged) == 300
+    assert len(calibrating) >= 400
+    assert not judged & calibrating
+
+
 def test_prompts_ask_for_the_final_line_and_references_are_plain_numbers(task: Task) -> None:
     drawn = task.evaluation(5, seed=1)
     assert all(i.prompt.startswith("How many are ") and "#### N" in i.prompt for i in drawn)

@@ -7,6 +7,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from eval import evaluation as evaluations
 from pruning.delta import load_delta
 from server.__main__ import EXIT_FAILED, main
 from tests.tiny import tiny_checkpoint
@@ -70,7 +71,10 @@ def test_an_evaluation_names_the_delta_and_takes_no_other(
     out = tmp_path / "eval.json"
     asked = ["--items", "2", "--delta", str(delta), "--dtype", "float32", "--max-model-len", "1024"]
     assert main(["eval", *arguments, *asked, "--sparsity", "0.35", "--out", str(out)]) == 0
-    assert load_delta(delta).digest in out.read_text()
+    found = evaluations.load(out)
+    assert found.model["delta"] == load_delta(delta).digest
+    assert (found.model["strategy"], found.settings["sparsity"]) == ("taylor2", 0.35)
+    assert found.variant.name.endswith("+small")
     assert main(["eval", *arguments, *asked, "--sparsity", "0.2"]) == EXIT_FAILED
     assert "the widths are" in capsys.readouterr().err
     url = ["--model", "http://127.0.0.1:9", "--task", "arithmetic", "--delta", str(delta)]
