@@ -5,7 +5,15 @@ from typing import Any
 
 from bench.results import OURS, Results, Run
 from bench.roofline import parts
-from bench.targets import ALONE, FIGURES, pruning_gains, verdicts
+from bench.targets import (
+    ALONE,
+    FIGURES,
+    OBSERVING,
+    WITH_METRICS,
+    WITHOUT_METRICS,
+    pruning_gains,
+    verdicts,
+)
 
 Table = Callable[[Results], str]
 _MISSING = "*Not measured yet.*"
@@ -14,7 +22,7 @@ _MISSING = "*Not measured yet.*"
 def targets(results: Results) -> str:
     rows = []
     for each in verdicts(results):
-        number = "{:.0f} {}" if each.unit in ("%", "ms", "B") else "{:.2f} {}"
+        number = "{:.0f} {}" if each.unit in ("%", "ms", "B", "kB") else "{:.2f} {}"
         told = "reached" if each.reached else f"not reached: {each.measured / each.wanted:.0%} of it"
         sign = "≤" if each.at_most else "≥"
         wanted, measured = (number.format(value, each.unit) for value in (each.wanted, each.measured))
@@ -105,6 +113,26 @@ def service(results: Results) -> str:
     return _table(["", "median (range)"], rows)
 
 
+def watching(results: Results) -> str:
+    run = results.run(OBSERVING)
+    if run is None:
+        return _MISSING
+    scraping, figure = run.document["scraping"], FIGURES["W2"]
+    both = [run.document["contenders"][name]["figures"]["W2"] for name in (WITH_METRICS, WITHOUT_METRICS)]
+    rows = [
+        [
+            f"a scrape of {scraping['variants']} variants after {scraping['requests']:,} requests",
+            _spread(scraping["seconds"], 1, 1e3) + " ms",
+        ],
+        ["its page", f"{scraping['bytes'] / 1e3:.0f} kB, {scraping['series']:,} series"],
+        ["W2 with metrics, tokens/s", _spread(both[0][figure])],
+        ["W2 without", _spread(both[1][figure])],
+        ["with over without", _ratio(run.ratio("W2", figure, WITHOUT_METRICS, of=WITH_METRICS), digits=3)],
+        ["the metrics' own calls, of W2's time", _spread(both[0]["observer_ratio"], 2, 100) + " %"],
+    ]
+    return _table(["", "median (range)"], rows)
+
+
 def growth(results: Results) -> str:
     run = results.run("peers-growth")
     return _MISSING if run is None else _curve(run, "streams", {"output tokens/s": FIGURES["W2"]})
@@ -179,6 +207,7 @@ TABLES: Mapping[str, Table] = {
     "mixed": mixed,
     "pruning": pruning,
     "service": service,
+    "watching": watching,
     "growth": growth,
     "context": context,
     "roofline": roofline,
@@ -208,8 +237,9 @@ def _spread(values: Mapping[str, Any], digits: int = 0, scale: float = 1.0) -> s
     return f"{median} ({least}–{most})"
 
 
-def _ratio(values: Mapping[str, float]) -> str:
-    return f"{values['median']:.2f} × ({values['min']:.2f}–{values['max']:.2f})"
+def _ratio(values: Mapping[str, float], digits: int = 2) -> str:
+    median, least, most = (f"{values[key]:.{digits}f}" for key in ("median", "min", "max"))
+    return f"{median} × ({least}–{most})"
 
 
 def _table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from bench.costs import Geometry
 from bench.results import OURS, Results, Run
 
-ALONE = "alone"
+ALONE, OBSERVING = "alone", "observing"
+WITH_METRICS, WITHOUT_METRICS = "with metrics", "without"
 # What counts in each workload.
 FIGURES = {
     "W1": "decode_tokens_per_second",
@@ -45,6 +46,8 @@ def verdicts(results: Results) -> Iterator[Verdict]:
     if alone := results.run(ALONE):
         yield from _pruning_pays(alone)
         yield from _service(alone)
+    if observing := results.run(OBSERVING):
+        yield from _watching(observing)
 
 
 def _against_best(run: Run, name: str, cell: str, wanted: float) -> Verdict:
@@ -124,3 +127,11 @@ def _service(run: Run) -> Iterator[Verdict]:
     slow, usual = (run.values(OURS, "W1", f"inter_token_{q}_seconds") for q in ("p99", "p50"))
     jitter = statistics.median(a / b for a, b in zip(slow, usual, strict=True))
     yield Verdict("W1 inter-token p99 over p50", 1.5, jitter, at_most=True)
+
+
+def _watching(run: Run) -> Iterator[Verdict]:
+    scraping = run.document["scraping"]
+    yield Verdict("scraping 12 variants", 20, 1e3 * scraping["seconds"]["median"], "ms", at_most=True)
+    yield Verdict("their page", 200, scraping["bytes"] / 1e3, "kB", at_most=True)
+    kept = run.ratio("W2", FIGURES["W2"], WITHOUT_METRICS, of=WITH_METRICS)["median"]
+    yield Verdict("W2 with metrics over W2 without", 0.99, kept)
