@@ -69,6 +69,11 @@ class StateCollector(Collector):
             running.add_metric([name], step.running.get(name, 0) if step else 0)
         yield running
         yield GaugeMetricFamily(
+            "secateur_engine_up",
+            "1 while the engine runs; 0 when it has died, and every request gets a 503.",
+            float(self._async_engine.is_alive),
+        )
+        yield GaugeMetricFamily(
             "secateur_requests_waiting", "Answers waiting to be computed.", step.num_waiting if step else 0
         )
         yield GaugeMetricFamily(
@@ -91,14 +96,18 @@ class StateCollector(Collector):
         state = GaugeMetricFamily(
             "secateur_variant_state", "1 for the state that the variant is in.", labels=["variant", "state"]
         )
+        default = GaugeMetricFamily(
+            "secateur_variant_default", "1 for the variant of requests that name none.", labels=labels
+        )
         for status in self._registry.offer().statuses:
             name = [status.variant.name]
             standalone.add_metric(name, status.variant.standalone_bytes)
             marginal.add_metric(name, status.variant.marginal_bytes)
             sparsity.add_metric(name, status.variant.exact_sparsity)
+            default.add_metric(name, float(status.is_default))
             for possible in VariantState:
                 state.add_metric([*name, possible.value], float(status.state is possible))
-        yield from (standalone, marginal, sparsity, state)
+        yield from (standalone, marginal, sparsity, state, default)
 
     def _token_costs(self) -> Iterator[GaugeMetricFamily]:
         gauges = {

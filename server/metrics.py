@@ -22,8 +22,13 @@ from server.totals import Totals, buckets, by_variant, total
 from server.workload import Workload
 
 TRAPS = [trap for trap in Trap if trap is not Trap.NONE]
-SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
-TOKENS = tuple(float(2**exponent) for exponent in range(14))
+# Each bucket is a line of the page for every variant: as many as tell delays apart that matter.
+FIRST_TOKEN_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
+INTER_TOKEN_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
+REQUEST_SECONDS = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
+QUEUE_SECONDS = (0.001, 0.01, 0.05, 0.25, 1.0, 5.0, 30.0)
+STEP_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
+BATCH_TOKENS = (1.0, 4.0, 16.0, 64.0, 256.0, 1024.0, 4096.0)
 # How many tokens a step computes, and how /metrics calls it: steps of about as many can be compared.
 SOLO_ROWS = {1: "1", 4: "2-4", 8: "5-8", 16: "9-16", 32: "17-32", math.inf: "33+"}
 
@@ -54,28 +59,34 @@ class Metrics:
         self._batch_tokens = self._histogram(
             "secateur_batch_tokens",
             "Tokens of a variant in one step, prompt and output alike.",
-            TOKENS,
+            BATCH_TOKENS,
             "variant",
         )
         self._first_token_seconds = self._histogram(
-            "secateur_time_to_first_token_seconds", "From arrival to the first token.", SECONDS, "variant"
+            "secateur_time_to_first_token_seconds",
+            "From arrival to the first token.",
+            FIRST_TOKEN_SECONDS,
+            "variant",
         )
         self._inter_token_seconds = self._histogram(
             "secateur_inter_token_seconds",
             "Between one token and the next, as delivered.",
-            SECONDS,
+            INTER_TOKEN_SECONDS,
             "variant",
         )
         self._request_seconds = self._histogram(
-            "secateur_request_seconds", "From arrival to the end, whatever the end was.", SECONDS, "variant"
+            "secateur_request_seconds",
+            "From arrival to the end, whatever the end was.",
+            REQUEST_SECONDS,
+            "variant",
         )
         self._queue_seconds = self._histogram(
             "secateur_queue_seconds",
             "From arrival to the first step that takes the request in.",
-            SECONDS,
+            QUEUE_SECONDS,
             "variant",
         )
-        self._step_seconds = self._histogram("secateur_step_seconds", "Of one engine step.", SECONDS)
+        self._step_seconds = self._histogram("secateur_step_seconds", "Of one engine step.", STEP_SECONDS)
         self._solo_step_seconds = self._counter(
             "secateur_solo_step_seconds",
             "Seconds of the steps in which one variant decoded and nothing else happened.",

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from server.metrics import SECONDS, Metrics
+from server.metrics import FIRST_TOKEN_SECONDS, Metrics
 from server.totals import Buckets, between, quantile
 
 TWENTY: Buckets = ((0.1, 10), (0.5, 20), (1.0, 20), (math.inf, 20))
@@ -37,8 +37,8 @@ def test_a_quantile_lies_in_the_bucket_of_the_observation_of_its_rank(
     for value in seconds:
         metrics.tokens("m:s0", 1, first=True, seconds=value)
     ranked = sorted(seconds)[math.ceil(share * len(seconds) - 1e-9) - 1]
-    upper = next(bound for bound in SECONDS if ranked <= bound)
-    lower = max((bound for bound in (0.0, *SECONDS) if bound < upper), default=0.0)
+    upper = next(bound for bound in FIRST_TOKEN_SECONDS if ranked <= bound)
+    lower = max((bound for bound in (0.0, *FIRST_TOKEN_SECONDS) if bound < upper), default=0.0)
     found = quantile(share, metrics.totals().first_token_seconds)
     assert found is not None
     assert lower - 1e-9 <= found <= upper + 1e-9
