@@ -3,7 +3,7 @@
 import math
 import platform
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily, Metric
@@ -17,7 +17,7 @@ from server.engine.engine import Engine
 from server.memory import device_memory
 from server.metrics import Metrics
 from server.power import EnergyMeter
-from server.variants import VariantRegistry, VariantState
+from server.variants import VariantRegistry, VariantState, VariantStatus
 
 
 class StateCollector(Collector):
@@ -48,23 +48,24 @@ class StateCollector(Collector):
         self._device = torch.device(engine.config.device)
 
     def collect(self) -> Iterator[Metric]:
-        yield from self._queue()
-        yield from self._variants()
-        yield from self._token_costs()
+        statuses = self._registry.offer().statuses
+        yield from self._queue(statuses)
+        yield from self._variants(statuses)
+        yield from self._token_costs(statuses)
         if self._task is not None:
-            yield from self._evidence(self._task)
+            yield from self._evidence(statuses, self._task)
         yield from self._memory()
         yield from self._joules()
         build = {"version": __version__, "torch": torch.__version__, "python": platform.python_version()}
         yield InfoMetricFamily("secateur_build", "1; what runs.", {**build, "model": self._registry.model})
 
-    def _queue(self) -> Iterator[GaugeMetricFamily]:
+    def _queue(self, statuses: Sequence[VariantStatus]) -> Iterator[GaugeMetricFamily]:
         # The engine steps only while it has work, so with none left the last step's numbers are history.
         step = self._metrics.workload.last_step if self._async_engine.num_unfinished else None
         running = GaugeMetricFamily(
             "secateur_requests_running", "Answers being computed.", labels=["variant"]
         )
-        for status in self._registry.offer().statuses:
+        for status in statuses:
             name = status.variant.name
             running.add_metric([name], step.running.get(name, 0) if step else 0)
         yield running
@@ -82,7 +83,7 @@ class StateCollector(Collector):
             step.kv_usage_ratio if step else 0.0,
         )
 
-    def _variants(self) -> Iterator[GaugeMetricFamily]:
+    def _variants(self, statuses: Sequence[VariantStatus]) -> Iterator[GaugeMetricFamily]:
         labels = ["variant"]
         standalone = GaugeMetricFamily(
             "secateur_variant_standalone_bytes", "Weights of this variant if it were alone.", labels=labels
@@ -99,7 +100,7 @@ class StateCollector(Collector):
         default = GaugeMetricFamily(
             "secateur_variant_default", "1 for the variant of requests that name none.", labels=labels
         )
-        for status in self._registry.offer().statuses:
+        for status in statuses:
             name = [status.variant.name]
             standalone.add_metric(name, status.variant.standalone_bytes)
             marginal.add_metric(name, status.variant.marginal_bytes)
@@ -109,25 +110,25 @@ class StateCollector(Collector):
                 state.add_metric([*name, possible.value], float(status.state is possible))
         yield from (standalone, marginal, sparsity, state, default)
 
-    def _token_costs(self) -> Iterator[GaugeMetricFamily]:
+    def _token_costs(self, statuses: Sequence[VariantStatus]) -> Iterator[GaugeMetricFamily]:
         gauges = {
             name: GaugeMetricFamily(name, text, labels=["variant"]) for name, text in COST_TEXTS.items()
         }
         dense = self._costs.dense
-        for status in self._registry.offer().statuses:
+        for status in statuses:
             cost = self._costs.of(status.variant)
             relative = (cost.flops / dense.flops, cost.weight_bytes / dense.weight_bytes)
             for gauge, value in zip(gauges.values(), (cost.flops, cost.weight_bytes, *relative), strict=True):
                 gauge.add_metric([status.variant.name], value)
         yield from gauges.values()
 
-    def _evidence(self, task: str) -> Iterator[GaugeMetricFamily]:
+    def _evidence(self, statuses: Sequence[VariantStatus], task: str) -> Iterator[GaugeMetricFamily]:
         labels = ["variant", "task"]
         gauges = {name: GaugeMetricFamily(name, text, labels=labels) for name, text in EVIDENCE_TEXTS.items()}
         verdicts = GaugeMetricFamily(
             "secateur_probe_verdict", "1 for the verdict on the variant.", labels=[*labels, "verdict"]
         )
-        for status in self._registry.offer().statuses:
+        for status in statuses:
             key = [status.variant.name, task]
             known = status.evidence
             for name, value in zip(gauges, _evidence_values(known), strict=True):

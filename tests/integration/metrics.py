@@ -6,6 +6,11 @@ from prometheus_client.parser import text_string_to_metric_families as parse_tex
 
 def scrape(client: httpx.Client) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
     """(sample, labels) -> value."""
-    families = parse_text(client.get("/metrics").text)
+    return parsed(client.get("/metrics").text)
+
+
+def parsed(page: str) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
+    """The same of a page that was rendered."""
+    families = parse_text(page)
     samples = [sample for family in families for sample in family.samples]
     return {(sample.name, frozenset(sample.labels.items())): sample.value for sample in samples}

@@ -137,3 +137,16 @@ def test_guesses_that_come_true_are_counted(tiny: Tiny) -> None:
     steps = samples["secateur_step_seconds_count", frozenset()]
     assert 0 < right <= samples["secateur_guessed_tokens_total", frozenset()]
     assert steps + right == answer["usage"]["completion_tokens"]
+
+
+def test_solo_steps_are_the_decoding_steps_of_one_variant_alone(tiny: Tiny) -> None:
+    body = {"prompt": "abc", "max_tokens": 20, "temperature": 0, "ignore_eos": True, "sparsity": 0.2}
+    with running(tiny, prompt_lookup_tokens=0) as live, live.client() as client:
+        client.post(COMPLETIONS, json=body)
+        samples = scrape(client)
+    alone = frozenset({("variant", "tiny:s20"), ("rows", "1")})
+    assert samples["secateur_solo_steps_total", alone] == body["max_tokens"] - 1
+    seconds = samples["secateur_solo_step_seconds_total", alone]
+    assert 0 < seconds <= samples["secateur_step_seconds_sum", frozenset()]
+    steps = sum(value for (name, _), value in samples.items() if name == "secateur_solo_steps_total")
+    assert steps == samples["secateur_solo_steps_total", alone]
