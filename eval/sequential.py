@@ -82,18 +82,16 @@ class SafetyTest:
     """
 
     def __init__(self, tolerance: float, confidence: float) -> None:
-        self.safe = False
-        self._wanted = 1 / (1 - confidence)
-        self._wealth = [1 / len(BETS)] * len(BETS)
         self._tolerance = tolerance
+        self._bets = _Bets(confidence)
+
+    @property
+    def safe(self) -> bool:
+        return self._bets.won
 
     def push(self, difference: int) -> bool:
         """Takes one new item's difference; True from the moment that safety is shown."""
-        if not self.safe:
-            gain = _gain(difference, self._tolerance, beyond=False)
-            self._wealth = [wealth * (1 + bet * gain) for wealth, bet in zip(self._wealth, BETS, strict=True)]
-            self.safe = sum(self._wealth) >= self._wanted
-        return self.safe
+        return self._bets.place(_gain(difference, self._tolerance, beyond=False))
 
 
 class ChangeDetector:
@@ -136,6 +134,58 @@ class ChangeDetector:
         if expected is None:
             return self._tolerance
         return max(self._tolerance, expected) if self._beyond else min(self._tolerance, expected)
+
+
+class AbilityWatch:
+    """Watches whether the reference solves enough for a drop to say anything: more than a share `least`.
+
+    By bets, as safety and changes are shown: if the share is at most `least`, the probability that it is ever
+    called able for the first time is at most 1 - confidence. If it is more, that of being called unable is
+    the probability of a false alarm of `ChangeDetector`.
+
+    Attributes:
+        able: None until either has been shown; after that it changes when the other one is.
+    """
+
+    def __init__(self, least: float, confidence: float) -> None:
+        self.able: bool | None = None
+        self._least = least
+        self._confidence = confidence
+        self._start()
+
+    def push(self, solved: bool, expected: float | None = None) -> None:
+        """Takes one item.
+
+        Args:
+            expected: of an item asked before: the share of all items that was solved so far. Such an item can
+                show a change, but not what was never shown: that the reference is able at all.
+        """
+        may_gain = self.able is False or (self.able is None and expected is None)
+        if may_gain and self._bets.place(_gain(int(solved), self._least, beyond=True)):
+            self.able = True
+            self._start()
+        elif self.able is not False and self._loss.push(int(solved), expected):
+            self.able = False
+            self._start()
+
+    def _start(self) -> None:
+        self._bets = _Bets(self._confidence)
+        self._loss = ChangeDetector(self._least, self._confidence, beyond=False)
+
+
+class _Bets:
+    """Bets of all sizes, placed on every item from the first on until they have refuted their hypothesis."""
+
+    def __init__(self, confidence: float) -> None:
+        self.won = False
+        self._wanted = 1 / (1 - confidence)
+        self._wealth = [1 / len(BETS)] * len(BETS)
+
+    def place(self, gain: float) -> bool:
+        if not self.won:
+            self._wealth = [wealth * (1 + bet * gain) for wealth, bet in zip(self._wealth, BETS, strict=True)]
+            self.won = sum(self._wealth) >= self._wanted
+        return self.won
 
 
 def likeliest_start(differences: Sequence[int], tolerance: float, *, beyond: bool) -> int:

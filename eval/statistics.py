@@ -29,6 +29,15 @@ def wilson_interval(successes: int, trials: int, confidence: float = 0.95) -> tu
     return low, high
 
 
+def least_accuracy(tolerance: float) -> float:
+    """The share of the items beyond which a loss of at most `tolerance` says something, 0 < tolerance < 1/2.
+
+    Who solves less than the tolerance cannot lose more. Whoever solves twice as much, and loses no more than
+    the tolerance, keeps at least half.
+    """
+    return 2 * tolerance
+
+
 def mcnemar_exact(only_first: int, only_second: int) -> float:
     """Two-sided p-value of the exact McNemar test (binomial, conditional on the discordant pairs).
 

@@ -7,6 +7,7 @@ docs/guide/probes.md says what each number means, docs/decisions/005 why it is b
 from dataclasses import dataclass
 from enum import Enum
 
+from eval.statistics import least_accuracy
 from eval.traps import Trap
 
 
@@ -23,12 +24,18 @@ class Criterion:
     """When a variant is good enough.
 
     Attributes:
-        tolerance: the drop in accuracy below the dense reference that is put up with, a share of the items.
+        tolerance: the drop in accuracy below the dense reference that is put up with, a share of the items,
+            below 1/2.
         confidence: how sure `SAFE` and `DEGRADED` are.
     """
 
     tolerance: float = 0.03
     confidence: float = 0.95
+
+    @property
+    def least_accuracy(self) -> float:
+        """What the reference must be shown to exceed before any variant is called `SAFE`."""
+        return least_accuracy(self.tolerance)
 
 
 @dataclass(frozen=True)
@@ -64,6 +71,8 @@ class Evidence:
         drop_low, drop_high: one-sided bounds of the drop that hold at all times at once, each with the
             criterion's confidence, so that one may look whenever one likes; -1 and 1 without items.
         traps: how many of the answers fell into each trap, `Trap.NONE` left out.
+        reference_accuracy: share of the items that the reference solved; None without items.
+        nothing_to_lose: why no variant is called safe, where the reference solves too little for that.
     """
 
     verdict: Verdict
@@ -78,6 +87,8 @@ class Evidence:
     drop_low: float
     drop_high: float
     traps: dict[Trap, int]
+    reference_accuracy: float | None = None
+    nothing_to_lose: str | None = None
 
     @property
     def trap_rate(self) -> float:

@@ -156,8 +156,85 @@ def test_the_reference_is_safe_by_definition():
     assert evidence.accuracy == pytest.approx(0.4, abs=0.05)
 
 
+def both_wrong(count, seed=0, of=0):
+    """What a task that is too hard looks like, or a server on which nothing works any more."""
+    rng = random.Random(seed)
+    for n in range(count):
+        item = f"hard/{rng.randrange(of)}" if of else f"hard/{seed}/{n}"
+        yield Outcome(item, float(n), correct=False, reference_correct=False)
+
+
+def test_what_the_reference_cannot_solve_proves_no_variant_safe():
+    judge = Judge(Criterion())
+    assert judged(judge, both_wrong(3_000)) == []
+    evidence = judge.evidence()
+    assert (judge.verdict, evidence.reference_accuracy) == (UNPROVEN, 0.0)
+    assert evidence.drop_high < 0.03  # all that was asked for before
+    assert evidence.nothing_to_lose.startswith("the reference solves 0 of 3,000 items; only where it is")
+    assert "more than 6% does a tolerance of 3 points" in evidence.nothing_to_lose
+
+
+def test_the_reason_comes_within_100_items_and_not_for_an_able_reference():
+    judge, able = Judge(Criterion()), Judge(Criterion())
+    judged(judge, both_wrong(100))
+    assert judge.evidence().nothing_to_lose
+    for outcome in outcomes(400, accuracy=0.2):
+        able.push(outcome)
+        assert able.evidence().nothing_to_lose is None
+
+
+@pytest.mark.parametrize("accuracy", [0.04, 0.05])
+def test_an_accuracy_of_less_than_twice_the_tolerance_proves_nothing(accuracy):
+    """A variant that solves next to nothing would pass for safe."""
+    safe = 0
+    for seed in range(15):
+        judge = Judge(Criterion())
+        safe += any(c.after is SAFE for c in judged(judge, outcomes(1_000, accuracy=accuracy, seed=seed)))
+    assert safe <= 1
+
+
+def test_the_reference_says_so_too():
+    judge = Judge(Criterion(), is_reference=True)
+    judged(judge, both_wrong(200))
+    assert (judge.verdict, judge.evidence().drop_high) == (SAFE, 0.0)
+    assert "0 of 200 items" in judge.evidence().nothing_to_lose
+
+
+@pytest.mark.parametrize("of", [0, 60])
+def test_safety_lapses_when_the_reference_breaks_and_is_shown_anew_when_it_is_mended(of):
+    judge = Judge(Criterion(), verdict=SAFE)
+    judged(judge, outcomes(300, of=60 if of else 0))
+    count, change = after(judge, both_wrong(300, of=of))
+    assert count <= 200
+    assert (change.before, change.after) == (SAFE, UNPROVEN)
+    assert change.evidence.items == pytest.approx(min(count, of or count), abs=8)
+    assert change.evidence.accuracy == pytest.approx(0, abs=0.05)
+    assert "the reference solves " in change.evidence.nothing_to_lose
+    judged(judge, both_wrong(500, seed=1, of=of))
+    assert judge.verdict is UNPROVEN  # 500 ties are no evidence
+    assert judge.evidence().nothing_to_lose
+    _, change = after(judge, outcomes(2_000, seed=2))
+    assert change.after is SAFE
+    assert change.evidence.items > 100  # all of them since it was mended
+
+
+def test_a_degraded_variant_does_not_recover_on_what_nobody_solves():
+    judge = Judge(Criterion(), verdict=DEGRADED)
+    assert judged(judge, both_wrong(2_000)) == []
+    assert judge.verdict is DEGRADED
+    assert judge.evidence().nothing_to_lose
+    _, change = after(judge, outcomes(2_000, seed=1))
+    assert change.after is SAFE
+    assert change.evidence.items > 100
+
+
 phases = st.lists(
-    st.tuples(st.integers(1, 250), st.sampled_from((0.0, 0.02, 0.3, 0.9)), st.sampled_from((0, 40))),
+    st.tuples(
+        st.integers(1, 250),
+        st.sampled_from((0.0, 0.02, 0.3, 0.9)),
+        st.sampled_from((0, 40)),
+        st.sampled_from((0.95, 0.95, 0.0)),
+    ),
     max_size=6,
 )
 
@@ -168,8 +245,11 @@ def test_replaying_what_is_kept_restores_everything(phases):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(eval.judge, "SPAN_OUTCOMES", 120)
         live, kept, changes = Judge(Criterion(tolerance=0.1)), [], []
-        for seed, (count, drop, of) in enumerate(phases):
-            for outcome in outcomes(count, drop=drop, of=of, seed=seed):
+        for seed, (count, drop, of, accuracy) in enumerate(phases):
+            sequence = (
+                outcomes(count, drop=drop, of=of, seed=seed) if accuracy else both_wrong(count, seed, of)
+            )
+            for outcome in sequence:
                 kept.append(outcome)
                 if change := live.push(outcome):
                     changes.append(change)

@@ -7,7 +7,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from eval.sequential import ChangeDetector, Differences, SafetyTest, drop_bounds, likeliest_start
+from eval.sequential import (
+    AbilityWatch,
+    ChangeDetector,
+    Differences,
+    SafetyTest,
+    drop_bounds,
+    likeliest_start,
+)
 
 TOLERANCE, CONFIDENCE = 0.03, 0.95
 
@@ -64,7 +71,7 @@ def test_wealth_is_never_expected_to_grow_at_the_tolerance():
         for difference in sequence:
             safety.push(difference)
             detector.push(difference)
-        expected["safe"] += weight * sum(safety._wealth)
+        expected["safe"] += weight * sum(safety._bets._wealth)
         expected["degraded"] += weight * sum(detector._wealth)
     assert expected["safe"] == pytest.approx(1.0)
     assert expected["degraded"] == pytest.approx(0.5 + 6 / 4_000)
@@ -154,3 +161,46 @@ def test_the_likeliest_start_is_where_it_broke():
     assert abs(likeliest_start(sequence, TOLERANCE, beyond=True) - 300) <= 5
     mended = [*differences(5, 0.8, 0.0, 300), *differences(6, 0.0, 0.01, 200)]
     assert abs(likeliest_start(mended, TOLERANCE, beyond=False) - 300) <= 5
+
+
+def watched(watch, accuracy, count, seed=0, expected=None):
+    """What the watch says after each of `count` items, of which the share `accuracy` is solved."""
+    rng = random.Random(f"{seed}/{accuracy}")
+    said = []
+    for _ in range(count):
+        watch.push(rng.random() < accuracy, expected)
+        said.append(watch.able)
+    return said
+
+
+@pytest.mark.parametrize("accuracy", [0.0, 0.03, 0.06])
+def test_at_most_one_hopeless_reference_in_twenty_is_called_able(accuracy):
+    calls = sum(True in watched(AbilityWatch(0.06, CONFIDENCE), accuracy, 2_000, seed) for seed in range(60))
+    assert calls <= 60 * 0.05 + 3
+
+
+@pytest.mark.parametrize(("accuracy", "within"), [(0.95, 10), (0.5, 25), (0.2, 150)])
+def test_an_able_reference_is_soon_known_and_not_called_unable(accuracy, within):
+    for seed in range(20):
+        said = watched(AbilityWatch(0.06, CONFIDENCE), accuracy, 2_000, seed)
+        assert said.index(True) < within
+        assert False not in said
+
+
+def test_what_solves_nothing_is_known_to_within_100_items():
+    assert watched(AbilityWatch(0.06, CONFIDENCE), 0.0, 100)[-1] is False
+
+
+def test_an_ability_that_is_lost_is_missed_and_one_that_is_regained_is_found():
+    watch = AbilityWatch(0.06, CONFIDENCE)
+    assert watched(watch, 0.9, 3_000)[-1] is True
+    assert watched(watch, 0.0, 200, seed=1).index(False) < 200
+    assert watched(watch, 0.9, 30, seed=2)[-1] is True
+
+
+def test_items_asked_again_show_a_change_of_ability_and_no_first_one():
+    watch = AbilityWatch(0.06, CONFIDENCE)
+    assert set(watched(watch, 0.9, 500, expected=0.9)) == {None}
+    assert watched(watch, 0.9, 20)[-1] is True
+    assert watched(watch, 0.0, 200, expected=0.9)[-1] is False
+    assert watched(watch, 0.9, 30, expected=0.9)[-1] is True
