@@ -19,7 +19,7 @@ SCIENCE := --distractors $(DATA)/distractors.jsonl --sparsities 0.1,0.2,0.3,0.35
 
 BIN := $(VENV)/bin
 
-.PHONY: help install serve test test-reference check format bench bench-peers bench-report metrics-page study study-science science-report dashboards wheel image clean
+.PHONY: help install serve demo test test-reference check format bench bench-peers bench-report metrics-page study study-science science-report dashboards wheel image clean
 
 help:  ## List the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -28,6 +28,9 @@ install: $(VENV)/.installed  ## Create the environment with what serving needs
 
 serve: $(VENV)/.installed  ## Serve the embedded model on 127.0.0.1:8000 (ARGS="--port 8001 ...")
 	$(BIN)/secateur serve $(ARGS)
+
+demo: $(VENV)/.installed  ## Serve it at six sizes to made-up users, and watch (ARGS="--serve '--threads 1'")
+	@$(BIN)/python -m bench.demo $(ARGS)
 
 test: $(VENV)/.installed-dev  ## Run the tests; needs no model and no network
 	$(BIN)/pytest $(ARGS)
