@@ -1,11 +1,17 @@
 """One checkpoint and one server for all tests that leave it as they found it."""
 
+import io
+import json
+import os
 import time
 from collections.abc import Callable, Iterator
+from contextlib import redirect_stdout
+from pathlib import Path
 
 import httpx
 import pytest
 
+from server.__main__ import main
 from tests.integration.live import WAIT_SECONDS, Live, Tiny, make_tiny, running
 
 
@@ -37,3 +43,26 @@ def eventually() -> Callable[[Callable[[], bool]], None]:
             time.sleep(0.002)
 
     return wait
+
+
+@pytest.fixture(scope="session")
+def environment(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """For commands in processes of their own: the tiny model, a task, a cache with the profile."""
+    directory = tmp_path_factory.mktemp("command")
+    prompts = directory / "prompts.jsonl"
+    prompts.write_text("\n".join(json.dumps({"prompt": f"count to {i}"}) for i in range(16)))
+    variables = {
+        **{name: value for name, value in os.environ.items() if not name.startswith("SECATEUR_")},
+        "SECATEUR_MODEL": str(tiny.checkpoint.path),
+        "SECATEUR_TASK": "counting",
+        "SECATEUR_CACHE_DIR": str(directory / "cache"),
+        "SECATEUR_THREADS": "1",
+    }
+    files = ["--prompts", str(prompts), "--distractors", str(prompts), "--num-prompts", "3"]
+    told = io.StringIO()
+    with pytest.MonkeyPatch.context() as monkeypatch, redirect_stdout(told):
+        for name, value in variables.items():
+            monkeypatch.setenv(name, value)
+        assert main(["profile", *files]) == 0
+    assert Path(told.getvalue().splitlines()[0]).is_file()
+    return variables

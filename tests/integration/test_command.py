@@ -1,8 +1,6 @@
 """The command in a process of its own: it measures, serves, says so, and ends in order."""
 
-import io
 import json
-import os
 import re
 import signal
 import socket
@@ -11,14 +9,14 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
 import pytest
 
 from server.__main__ import EXIT_FAILED, EXIT_USAGE, main
-from tests.integration.live import MAX_MODEL_LEN, WAIT_SECONDS, Tiny
+from tests.integration.live import MAX_MODEL_LEN, WAIT_SECONDS
 from tests.integration.sse import events
 
 COMPLETIONS = "/v1/completions"
@@ -73,29 +71,6 @@ class Process:
                 self._started.set()
         self._process.stdout.close()
         self._started.set()
-
-
-@pytest.fixture(scope="module")
-def environment(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """Variables that name the tiny model, a task, and a cache that holds its profile."""
-    directory = tmp_path_factory.mktemp("command")
-    prompts = directory / "prompts.jsonl"
-    prompts.write_text("\n".join(json.dumps({"prompt": f"count to {i}"}) for i in range(16)))
-    variables = {
-        **{name: value for name, value in os.environ.items() if not name.startswith("SECATEUR_")},
-        "SECATEUR_MODEL": str(tiny.checkpoint.path),
-        "SECATEUR_TASK": "counting",
-        "SECATEUR_CACHE_DIR": str(directory / "cache"),
-        "SECATEUR_THREADS": "1",
-    }
-    files = ["--prompts", str(prompts), "--distractors", str(prompts), "--num-prompts", "3"]
-    told = io.StringIO()
-    with pytest.MonkeyPatch.context() as monkeypatch, redirect_stdout(told):
-        for name, value in variables.items():
-            monkeypatch.setenv(name, value)
-        assert main(["profile", *files]) == 0
-    assert Path(told.getvalue().splitlines()[0]).is_file()
-    return variables
 
 
 @contextmanager

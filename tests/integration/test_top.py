@@ -1,14 +1,9 @@
 """`secateur top` on a real server, in a real terminal, and while there is no server."""
 
 import contextlib
-import os
-import pty
-import signal
 import subprocess
 import sys
-import termios
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 
 import httpx
 import pytest
@@ -17,9 +12,9 @@ from server.__main__ import EXIT_FAILED, main
 from server.top import TopError, Watcher
 from server.top_view import SPARKLINE_ENTRIES
 from tests.integration.live import Live, Tiny, running
+from tests.integration.terminal import ROOT, Screen, terminal
 from tests.server.glance import glance
 
-ROOT = Path(__file__).parents[2]
 NOWHERE = "http://127.0.0.1:1"  # nothing listens there
 LEAVE_SCREEN = b"\x1b[?1049l"
 
@@ -70,56 +65,12 @@ def test_it_starts_without_torch() -> None:
     subprocess.run([sys.executable, "-c", script], capture_output=True, check=True, cwd=ROOT)
 
 
-class Screen:
-    """A terminal of 80 by 24 with `secateur top` in it."""
-
-    def __init__(self, process: "subprocess.Popen[bytes]", keyboard: int) -> None:
-        self.process = process
-        self.keyboard = keyboard
-        self.shown = b""
-
-    def shows(self, text: bytes) -> bool:
-        """Reads on until `text` has been drawn; False when the program has ended before."""
-        while text not in self.shown:
-            try:
-                drawn = os.read(self.keyboard, 65_536)
-            except OSError:  # Linux' way to say that the other end is closed
-                return False
-            if not drawn:
-                return False
-            self.shown += drawn
-        return True
-
-    def type(self, key: bytes) -> None:
-        os.write(self.keyboard, key)
-
-
-@contextlib.contextmanager
-def terminal(url: str) -> Iterator[Screen]:
-    keyboard, screen = pty.openpty()
-    before = termios.tcgetattr(screen)
-    process = subprocess.Popen(
-        [sys.executable, "-m", "server", "top", "--url", url],
-        cwd=ROOT,
-        env={**os.environ, "TERM": "xterm", "COLUMNS": "80", "LINES": "24"},
-        stdin=screen,
-        stdout=screen,
-        stderr=screen,
-        start_new_session=True,
-    )
-    try:
-        yield Screen(process, keyboard)
-        assert process.wait(60) == 0
-        assert termios.tcgetattr(screen) == before, "the terminal is as it was"
-    finally:
-        process.kill()
-        process.wait()
-        os.close(screen)
-        os.close(keyboard)
+def watching(url: str) -> contextlib.AbstractContextManager[Screen]:
+    return terminal([sys.executable, "-m", "server", "top", "--url", url])
 
 
 def test_q_ends_it_and_gives_the_terminal_back(live: Live) -> None:
-    with terminal(live.url) as screen:
+    with watching(live.url) as screen:
         assert screen.shows(b"tok/s")
         screen.type(b"x")
         screen.type(b"q")
@@ -127,10 +78,10 @@ def test_q_ends_it_and_gives_the_terminal_back(live: Live) -> None:
 
 
 def test_it_waits_for_a_server_and_ctrl_c_ends_it() -> None:
-    with terminal(NOWHERE) as screen:
+    with watching(NOWHERE) as screen:
         assert screen.shows(b"no answer from")
         assert screen.shows(b"trying again")
-        screen.process.send_signal(signal.SIGINT)
+        screen.interrupt()
         assert screen.shows(LEAVE_SCREEN)
 
 
