@@ -10,12 +10,10 @@ ARGS ?=
 # Environments and checkpoints of the engines that are measured beside this one, about 15 GB.
 PEERS ?= $(HOME)/.cache/secateur/peers
 
-# What study-science works on: checkpoints by these names under MODELS, MBPP and GSM8K under DATA.
+# What study-science works on: checkpoints by these names under MODELS; MBPP, GSM8K and distractors under DATA.
 MODELS ?= $(HOME)/.cache/reference-models
 DATA ?=
 SCIENCE_MODELS ?= coder-0.5b coder-1.5b
-SCIENCE := --distractors $(DATA)/distractors.jsonl --sparsities 0.1,0.2,0.3,0.35 --compare-scores selectivity \
-	--tolerance 0.05
 
 BIN := $(VENV)/bin
 
@@ -68,15 +66,21 @@ study: $(VENV)/.installed-dev  ## Study how much of math-mini may go, in 15 minu
 dashboards: $(VENV)/.installed-dev  ## Build Grafana's dashboards into deploy/grafana/dashboards
 	$(BIN)/python -m deploy.dashboards
 
-study-science: $(VENV)/.installed-dev  ## Study the coders in MODELS at HumanEval and GSM8K, in days; goes on where it was
-	@test -d "$(DATA)" || { echo "DATA names no directory with mbpp_train.jsonl and gsm8k_train.jsonl"; exit 2; }
-	set -e; for model in $(SCIENCE_MODELS); do \
-		$(BIN)/secateur study --model $(MODELS)/$$model --task humaneval --prompts $(DATA)/mbpp_train.jsonl \
-			$(SCIENCE) --out docs/studies/$$model-humaneval $(ARGS); \
-		$(BIN)/secateur study --model $(MODELS)/$$model --task gsm8k --prompts $(DATA)/gsm8k_train.jsonl \
-			--items 300 $(SCIENCE) --out docs/studies/$$model-gsm8k $(ARGS); \
-	done
+study-science: $(VENV)/.installed-dev  ## Study the coders in MODELS at HumanEval and GSM8K, in a day; goes on where it was
+	@test -f "$(DATA)/gsm8k_train.jsonl" || { echo "DATA= names the directory of gsm8k_train.jsonl"; exit 2; }
+	$(foreach model,$(SCIENCE_MODELS),$(call science,$(model),humaneval,mbpp_train.jsonl,)\
+		$(call science,$(model),gsm8k,gsm8k_train.jsonl,--items 300))
 	$(BIN)/python -m eval.science
+
+# Model, task, file of prompts, options of the study. A profile and answers that are there are kept.
+define science
+	$(BIN)/secateur profile --model $(MODELS)/$(1) --task $(2) --prompts $(DATA)/$(3) \
+		--distractors $(DATA)/distractors.jsonl --num-prompts 96 --dtype bfloat16
+	$(BIN)/secateur study --model $(MODELS)/$(1) --task $(2) --prompts $(DATA)/$(3) \
+		--distractors $(DATA)/distractors.jsonl $(4) --sparsities 0.1,0.2,0.3,0.35 --compare-scores selectivity \
+		--tolerance 0.05 --out docs/studies/$(1)-$(2) $(ARGS)
+
+endef
 
 science-report: $(VENV)/.installed-dev  ## Put the studies that are there into docs/science.md
 	$(BIN)/python -m eval.science
