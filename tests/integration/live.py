@@ -87,7 +87,13 @@ def running(
     service = assemble(settings, loaded, tracing=tracing, powercap=powercap)
     started = threading.Event()
     server = GracefulServer(
-        uvicorn.Config(service.app, port=0, log_config=None, access_log=False, timeout_graceful_shutdown=5),
+        uvicorn.Config(
+            service.app,
+            port=settings.port,
+            log_config=None,
+            access_log=False,
+            timeout_graceful_shutdown=5,
+        ),
         service.generations,
         timeout_seconds=0.0,
         on_drain=service.drain,
