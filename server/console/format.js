@@ -21,9 +21,14 @@ export function percent(share, digits = 1) {
   return share == null ? NOTHING : `${(100 * share).toFixed(digits)} %`;
 }
 
-/** What is removed, as short as it can be said: 0 %, 12.5 %. @param {number} sparsity */
-export function sparsity(sparsity) {
-  return `${short.format(100 * sparsity)} %`;
+/** A difference of shares. @param {number} share */
+export function points(share) {
+  return `${(100 * share).toFixed(1)} points`;
+}
+
+/** A share of 1 as short as it can be said: 0 %, 12.5 %, 0.02 %. @param {number | null | undefined} share */
+export function share(share) {
+  return share == null ? NOTHING : `${short.format(100 * share)} %`;
 }
 
 /** @param {number | null | undefined} value */
@@ -41,6 +46,7 @@ export function bytes(value) {
 /** Of a latency: 840 µs, 12.4 ms, 3.1 s. @param {number | null | undefined} seconds */
 export function latency(seconds) {
   if (seconds == null) return NOTHING;
+  if (seconds === 0) return "0 s";
   if (seconds < 1e-3) return `${rate(1e6 * seconds)} µs`;
   return seconds < 1 ? `${rate(1e3 * seconds)} ms` : `${rate(seconds)} s`;
 }

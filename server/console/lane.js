@@ -5,7 +5,7 @@ import { byId, make, tell } from "./dom.js";
 import * as format from "./format.js";
 
 /** With more stops than this, only the first and the last have room for a label. */
-const MAX_LABELS = 6;
+const MAX_LABELS = 8;
 
 /**
  * @typedef {import("./api.js").Variant} Variant
@@ -65,7 +65,7 @@ export class Lane {
       variants.length <= MAX_LABELS || i === 0 || i === variants.length - 1;
     this.#part("stops").replaceChildren(
       ...variants.map((variant, i) =>
-        make("span", {}, labelled(i) ? format.sparsity(variant.sparsity).replace(" %", "") : "·"),
+        make("span", {}, labelled(i) ? format.share(variant.sparsity).replace(" %", "") : "·"),
       ),
     );
     this.#showSize();
@@ -154,7 +154,7 @@ export class Lane {
 
   #showSize() {
     const { variant } = this;
-    const removed = variant ? `${format.sparsity(variant.sparsity)} removed` : "not served any more";
+    const removed = variant ? `${format.share(variant.sparsity)} removed` : "not served any more";
     this.#select.value = this.#id;
     this.#slider.value = String(Math.max(0, this.#variants.findIndex(({ id }) => id === this.#id)));
     this.#slider.setAttribute("aria-label", "Neurons removed");
@@ -171,14 +171,21 @@ export class Lane {
     const measures = [
       ["Tokens/s", started && seconds > 0 ? format.rate((answer.tokens.length - 1) / seconds) : format.NOTHING,
         answer ? `${format.count(answer.tokens.length)} tokens` : "after the first"],
-      ["First token", started ? format.latency((answer.first - answer.asked) / 1000) : format.NOTHING, "as seen here"],
-      ["Memory", format.bytes(variant?.standalone_bytes), "weights, served alone"],
+      ["First token", started ? format.latency((answer.first - answer.asked) / 1000) : format.NOTHING, "in this browser"],
+      ["Memory", format.bytes(variant?.standalone_bytes), this.#saving],
       ["Accuracy", format.percent(variant?.evidence?.accuracy), format.interval(variant?.evidence ?? null)],
     ];
     const rows = measures.map(([name, value, detail]) =>
       make("div", {}, make("dt", {}, name), make("dd", {}, value, make("small", {}, detail))),
     );
     this.#part("measures").replaceChildren(...rows);
+  }
+
+  /** Of memory, against the densest size. */
+  get #saving() {
+    const [densest] = this.#variants;
+    const share = this.variant ? this.variant.standalone_bytes / densest.standalone_bytes : 1;
+    return share < 1 ? `weights alone, ${format.percent(1 - share, 0)} less` : "weights alone";
   }
 
   /** @returns {HTMLInputElement} */

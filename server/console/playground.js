@@ -114,7 +114,8 @@ export class Playground {
   /** Brings everything that says the state up to date with it. */
   #changed() {
     for (const lane of this.#lanes) lane.allowRemoval(this.#lanes.length > 1);
-    byId("add-lane").disabled = this.#lanes.length === MAX_LANES || this.#served === null;
+    byId("add-lane").disabled = this.#lanes.length === MAX_LANES;
+    byId("run").disabled = !this.#lanes.some((lane) => lane.variant);
     if (this.#served) history.replaceState(null, "", writeLink({ view: "playground", parameters: this.parameters }));
     this.#writeCode();
     this.#draw();
