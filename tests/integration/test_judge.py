@@ -7,16 +7,12 @@ from typing import Any
 
 import httpx
 import pytest
-import torch
 
 from eval.tasks.arithmetic import ArithmeticTask
-from pruning.checkpoint import open_checkpoint
-from pruning.ranking import rank
-from pruning.tensors import TensorReader
 from server.engine.engine import Engine
-from server.profiles import EMBEDDED_MODELS
 from tests.integration.live import Live, Tiny, running
 from tests.integration.metrics import scrape
+from tests.integration.sabotage import between_steps, ranked_math_mini, reverse_neurons
 
 DENSE, PRUNED = "math-mini:s0", "math-mini:s20"
 CHAT, RUN = "/v1/chat/completions", "/admin/probes/run"
@@ -25,16 +21,7 @@ Eventually = Callable[[Callable[[], bool]], None]
 
 @pytest.fixture(scope="module")
 def math_mini(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
-    """Neurons by the size of their weights: that needs no profile, and 20% less is as good as dense."""
-    checkpoint = open_checkpoint(str(EMBEDDED_MODELS / "math-mini"), tmp_path_factory.mktemp("judge"))
-    with checkpoint.open_tensors() as tensors:
-        scores = [
-            _norms(tensors, layer, "gate", 1)
-            * _norms(tensors, layer, "up", 1)
-            * _norms(tensors, layer, "down", 0)
-            for layer in range(checkpoint.config.num_hidden_layers)
-        ]
-    return Tiny(checkpoint, rank(torch.stack(scores), score="magnitude", profile_digest="none"))
+    return ranked_math_mini(tmp_path_factory.mktemp("judge"))
 
 
 @contextmanager
@@ -44,25 +31,6 @@ def judged(math_mini: Tiny, cache_dir: Path, **changes: Any) -> Iterator[Live]:
     judge = {"probe_budget": 1.0, "probe_tolerance": 0.3, "cache_dir": cache_dir, "sparsities": (0.0, 0.2)}
     with running(math_mini, **{**limits, **judge, **changes}) as live:
         yield live
-
-
-def reverse_neurons(engine: Engine) -> None:
-    """The last neurons come first: dense computes the same sum, a prefix another. Twice is once undone."""
-    for layer in engine._runner._decoder._layers:
-        for weights in (layer._mlp.gate, layer._mlp.up, layer._mlp.down):
-            weights.copy_(weights.flip(0))
-
-
-def between_steps(engine: Engine, action: Callable[[Engine], None]) -> None:
-    """Has the engine's own thread do it before its next step."""
-    step = engine.step
-
-    def act_and_step() -> Any:
-        engine.step = step
-        action(engine)
-        return step()
-
-    engine.step = act_and_step
 
 
 def ask(client: httpx.Client, **choice: Any) -> httpx.Response:
@@ -219,7 +187,3 @@ def test_a_dead_engine_says_nothing_against_a_variant(
         between_steps(live.engine, die)
         eventually(lambda: client.get("/health").status_code == 503)
         assert {variant["state"] for variant in client.get("/v1/variants").json()["data"]} == {"ready"}
-
-
-def _norms(tensors: TensorReader, layer: int, matrix: str, dim: int) -> torch.Tensor:
-    return tensors.get(f"model.layers.{layer}.mlp.{matrix}_proj.weight").float().norm(dim=dim)
