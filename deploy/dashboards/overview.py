@@ -21,7 +21,7 @@ from deploy.dashboards.panels import (
 
 PERCENTILES = ((0.5, "p50"), (0.95, "p95"), (0.99, "p99"))
 SLOW_SECONDS = 1.0  # the objective for the first token, as in deploy/prometheus/recording.yml
-DEFAULT = "on (job, instance, variant) secateur_default_variant == 1"
+DEFAULT = "on (job, instance, variant) secateur_variant_default == 1"
 DENSE = "on (job, instance, variant) secateur_variant_sparsity_ratio == 0"
 
 
