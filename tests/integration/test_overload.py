@@ -72,6 +72,7 @@ def test_a_dead_engine_is_told_to_everyone(
             assert "on fire" in health.json()["reason"]
         page = client.get("/metrics").text
         assert 'secateur_rejections_total{reason="engine_down"} 3.0' in page
+        assert "secateur_engine_up 0.0" in page
         assert 'secateur_requests_total{finish_reason="error",variant="tiny:s0"} 2.0' in page
         eventually(lambda: live.generations.num_open == 0)
 
