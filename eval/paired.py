@@ -6,10 +6,10 @@ while it grows is eval/sequential.py's.
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import NormalDist
 
-from eval.statistics import mcnemar_exact
+from eval.statistics import least_accuracy, mcnemar_exact, wilson_interval
 
 _HALVINGS = 60  # of an interval of length 2: beyond what a float can tell
 
@@ -43,6 +43,7 @@ class Threshold:
             studied included; 0 where none was.
         stopped_by: the first sparsity of which it could not be shown; None where there is none.
         items_needed: fewer items show nothing, even where no answer differs.
+        dense_solved: of the items, by the dense model.
     """
 
     sparsity: float
@@ -51,11 +52,18 @@ class Threshold:
     confidence: float
     items: int
     items_needed: int
+    dense_solved: int
+
+    @property
+    def has_something_to_lose(self) -> bool:
+        """Whether the dense model is shown to solve more than `least_accuracy`, by its Wilson interval."""
+        low, _ = wilson_interval(self.dense_solved, self.items, self.confidence)
+        return low > least_accuracy(self.tolerance)
 
     @property
     def could_be_shown(self) -> bool:
-        """Whether there were items enough to show anything."""
-        return self.items >= self.items_needed
+        """Whether there were items enough to show anything, and something to lose."""
+        return self.items >= self.items_needed and self.has_something_to_lose
 
 
 def compare(dense: Sequence[bool], variant: Sequence[bool], confidence: float) -> Comparison:
@@ -96,21 +104,28 @@ def drop_bounds(only_dense: int, only_variant: int, items: int, confidence: floa
     return low, high
 
 
-def threshold(comparisons: Mapping[float, Comparison], tolerance: float, confidence: float) -> Threshold:
+def threshold(
+    comparisons: Mapping[float, Comparison], dense_solved: int, tolerance: float, confidence: float
+) -> Threshold:
     """The largest sparsity that is safe, by comparisons with bounds of `confidence`.
 
     Tested in the order of rising sparsity up to the first that fails: by such a fixed sequence the chance of
-    calling any sparsity safe that is not stays at 1 - `confidence`, however many are tested.
+    calling any sparsity safe that is not stays at 1 - `confidence`, however many are tested. Where the
+    dense model solves too little to lose, none is safe.
     """
     assert comparisons, "a study has at least one sparsity"
+    items = min(comparison.items for comparison in comparisons.values())
+    needed = items_needed(tolerance, confidence)
+    none_safe = Threshold(0.0, min(comparisons), tolerance, confidence, items, needed, dense_solved)
+    if not none_safe.has_something_to_lose:
+        return none_safe
     safe, stopped_by = 0.0, None
     for sparsity in sorted(comparisons):
         if comparisons[sparsity].drop_high > tolerance:
             stopped_by = sparsity
             break
         safe = sparsity
-    items = min(comparison.items for comparison in comparisons.values())
-    return Threshold(safe, stopped_by, tolerance, confidence, items, items_needed(tolerance, confidence))
+    return replace(none_safe, sparsity=safe, stopped_by=stopped_by)
 
 
 def items_needed(tolerance: float, confidence: float) -> int:

@@ -9,6 +9,7 @@ from pathlib import Path
 from eval.paired import Threshold
 from eval.plots import draw
 from eval.results import CellResult, StudyResults
+from eval.statistics import least_accuracy
 from eval.study import TIMED_REQUESTS, TIMED_ROUNDS, TIMED_TOKENS
 from eval.subject import Strategy
 from eval.traps import Trap
@@ -57,6 +58,13 @@ def render(results: StudyResults, plots: Sequence[tuple[str, str]]) -> str:
 def threshold_sentence(threshold: Threshold) -> str:
     """What the study says of safety, with the words for each outcome."""
     tolerance = f"{_points(threshold.tolerance)} points"
+    if not threshold.has_something_to_lose:
+        return (
+            f"No sparsity can be called safe: the dense model solves {threshold.dense_solved} of "
+            f"{threshold.items} items, and only where it is shown to solve more than "
+            f"{_points(least_accuracy(threshold.tolerance))}% does a tolerance of {tolerance} say anything. "
+            "There is too little to lose: take an easier task, or more items."
+        )
     if not threshold.could_be_shown:
         return (
             f"No sparsity can be called safe or unsafe: at a tolerance of {tolerance}, "

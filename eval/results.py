@@ -140,7 +140,7 @@ def summarise(
         settings=settings,
         strategies=strategies,
         cells=tuple(results),
-        threshold=threshold(comparisons, tolerance, confidence),
+        threshold=threshold(comparisons, results[0].score.correct, tolerance, confidence),
         provenance=provenance,
     )
 

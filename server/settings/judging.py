@@ -53,7 +53,7 @@ class ExperimentSettings(BaseSettings):
         (42, 33), description="of random orders, the control that a score has to beat"
     )
     reverse: bool = Field(True, description="also remove the most useful neurons first")
-    tolerance: Share = Field(0.03, gt=0, lt=1, description="accuracy that a safe variant may lose")
+    tolerance: Share = Field(0.03, gt=0, lt=0.5, description="accuracy that a safe variant may lose")
     confidence: float = Field(0.95, ge=0.5, lt=1, description="of the intervals, and of what is called safe")
     out: Path | None = Field(
         None, description="directory of report and answers so far; default: studies/MODEL-TASK"

@@ -35,8 +35,9 @@ class JudgeSettings(BaseSettings):
     probe_budget: Share = Field(
         0.02, description="share of the engine's capacity that probes may take; 0: only when asked for"
     )
+    # From 0.5 on no reference could solve twice as much, and nothing would ever be safe.
     probe_tolerance: Share = Field(
-        0.03, description="accuracy that a variant may lose to the dense model and count as safe"
+        0.03, lt=0.5, description="accuracy that a variant may lose to the dense model and count as safe"
     )
     on_degraded: Literal["refuse", "fallback"] = Field(
         "refuse", description="a degraded variant answers 409, or the next denser safe one answers"

@@ -99,29 +99,38 @@ def test_impossible_counts_are_refused(counts: tuple[int, int, int]) -> None:
 
 
 def test_the_threshold_is_the_last_before_the_first_that_fails() -> None:
-    found = threshold(table(s10=0.01, s20=0.02, s30=0.04, s40=0.01), 0.03, 0.95)
+    found = threshold(table(s10=0.01, s20=0.02, s30=0.04, s40=0.01), 180, 0.03, 0.95)
     assert (found.sparsity, found.stopped_by) == (0.2, 0.3)
 
 
 def test_the_order_of_the_table_does_not_matter() -> None:
     forward = table(s10=0.01, s20=0.05, s30=0.01)
-    assert threshold(dict(reversed(forward.items())), 0.03, 0.95) == threshold(forward, 0.03, 0.95)
+    assert threshold(dict(reversed(forward.items())), 180, 0.03, 0.95) == threshold(forward, 180, 0.03, 0.95)
 
 
 def test_a_bound_at_the_tolerance_is_safe() -> None:
-    assert threshold(table(s10=0.03), 0.03, 0.95).sparsity == 0.1
+    assert threshold(table(s10=0.03), 180, 0.03, 0.95).sparsity == 0.1
 
 
 def test_all_safe_and_none_safe() -> None:
-    assert threshold(table(s10=0.01, s20=0.01), 0.03, 0.95).stopped_by is None
-    none = threshold(table(s10=0.04, s20=0.01), 0.03, 0.95)
+    assert threshold(table(s10=0.01, s20=0.01), 180, 0.03, 0.95).stopped_by is None
+    none = threshold(table(s10=0.04, s20=0.01), 180, 0.03, 0.95)
     assert (none.sparsity, none.stopped_by) == (0.0, 0.1)
 
 
 def test_too_few_items_show_nothing() -> None:
     few = compare([True] * 87, [True] * 87, 0.95)
     enough = compare([True] * 88, [True] * 88, 0.95)
-    assert not threshold({0.1: few}, 0.03, 0.95).could_be_shown
-    assert threshold({0.1: few}, 0.03, 0.95).sparsity == 0
-    assert threshold({0.1: enough}, 0.03, 0.95).could_be_shown
-    assert threshold({0.1: enough}, 0.03, 0.95).sparsity == 0.1
+    assert not threshold({0.1: few}, 87, 0.03, 0.95).could_be_shown
+    assert threshold({0.1: few}, 87, 0.03, 0.95).sparsity == 0
+    assert threshold({0.1: enough}, 88, 0.03, 0.95).could_be_shown
+    assert threshold({0.1: enough}, 88, 0.03, 0.95).sparsity == 0.1
+
+
+def test_what_the_dense_model_cannot_solve_leaves_nothing_to_lose() -> None:
+    """All comparisons within the tolerance; Wilson's lower bound passes 6% at 19 of 200 solved items."""
+    equal = table(s10=0.01, s20=0.01)
+    for solved in (0, 6, 18, 19, 200):
+        found = threshold(equal, solved, 0.03, 0.95)
+        assert found.has_something_to_lose == found.could_be_shown == (solved >= 19)
+        assert (found.sparsity, found.stopped_by) == ((0.2, None) if solved >= 19 else (0.0, 0.1))

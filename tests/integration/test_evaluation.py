@@ -18,6 +18,7 @@ from eval.endpoint import Endpoint, open_endpoint
 from eval.generate import Answer, Generate, GenerateError
 from eval.results import load
 from eval.subject import Strategy
+from eval.tasks.arithmetic import ArithmeticTask
 from server.__main__ import EXIT_FAILED, main
 from server.local import LocalSubject
 from server.safety import read_safe_sparsity
@@ -169,7 +170,7 @@ def test_a_study_of_a_server_has_its_sparsities(live: Live, tmp_path: Path) -> N
 
 
 def test_serve_finds_the_safe_sparsity_of_a_study(cache: Path, tmp_path: Path) -> None:
-    arguments = study_arguments(cache, tmp_path, "--items", "10", "--no-reverse", "--tolerance", "0.9")
+    arguments = study_arguments(cache, tmp_path, "--items", "16", "--no-reverse", "--tolerance", "0.3")
     assert main(arguments) == 0
     kept = list((cache / "safety").iterdir())
     assert len(kept) == 1
@@ -177,4 +178,17 @@ def test_serve_finds_the_safe_sparsity_of_a_study(cache: Path, tmp_path: Path) -
     digest, allocation = kept[0].stem.rsplit("-", 1)
     read = read_safe_sparsity(cache, digest, "global" if allocation == "global" else "uniform")
     assert read is not None
-    assert (read.sparsity, read.items) == (found.sparsity, 10)
+    assert (read.sparsity, read.items) == (found.sparsity, 16)
+
+
+def test_a_study_of_what_the_dense_model_cannot_solve_keeps_no_safe_sparsity(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(ArithmeticTask, "grade", lambda *_: False)
+    arguments = study_arguments(
+        cache, tmp_path / "study", "--items", "8", "--no-reverse", "--tolerance", "0.3"
+    )
+    assert main([*arguments, "--cache-dir", str(tmp_path / "cache"), "--sparsities", "0.1"]) == 0
+    assert "the dense model solves 0 of 8 items" in capsys.readouterr().out
+    assert "too little to lose" in (tmp_path / "study" / "report.md").read_text()
+    assert not (tmp_path / "cache" / "safety").exists()
