@@ -106,9 +106,13 @@ class Prober:
         self._tokens, self._answers = 0, 0
 
     def load(self) -> None:
-        """Reads what is known of the subjects from the store. Blocks; rounds do it for later ones."""
-        for subject, reference in self._pairs(self._subjects()):
-            self._open(self._key(subject, reference))
+        """Reads what is known of the subjects from the store. Blocks: for the start, before anything runs."""
+        for pair in self._pairs(self._subjects()):
+            self._files.setdefault(self._key(*pair), self._read(self._key(*pair)))
+
+    async def refresh(self) -> None:
+        """The same while rounds go on, for subjects that came later."""
+        await self._open([self._key(*pair) for pair in self._pairs(self._subjects())])
 
     def evidence(self, variant: str) -> Evidence | None:
         """What is known of a variant that is served; None of one that is not, or not loaded yet."""
@@ -193,7 +197,7 @@ class Prober:
         """Asks `subjects`, their reference among them, `count` items at once; False where nobody answered."""
         pairs = self._pairs(subjects)
         async with self._turn:
-            files = await asyncio.to_thread(lambda: [self._open(self._key(*pair)) for pair in pairs])
+            files = await self._open([self._key(*pair) for pair in pairs])
             seen_by = [file.judge.has_seen for file in files]
             items = await asyncio.to_thread(
                 self._feed.take, count, lambda item_id: all(has_seen(item_id) for has_seen in seen_by)
@@ -217,9 +221,13 @@ class Prober:
         return any(answers)
 
     def _judge(self, subject: Subject, file: "_File", outcomes: Sequence[Outcome]) -> Entry:
+        had_something_to_lose = file.judge.evidence().nothing_to_lose is None
         changes = [change for outcome in outcomes if (change := file.judge.push(outcome))]
         for change in changes:
             self._report(subject.name, file, change)
+        reason = file.judge.evidence().nothing_to_lose
+        if had_something_to_lose and reason is not None:
+            logger.warning("%s cannot be shown to be safe by %s: %s", subject.name, self._task.name, reason)
         return Entry(file.key, file.judge.base, file.judge.num_kept, outcomes, changes)
 
     async def _ask(self, item: TaskItem, subject: Subject, spend: Callable[[int], None]) -> "_Reply | None":
@@ -275,10 +283,18 @@ class Prober:
                 return self._files.get(self._key(subject, reference))
         return None
 
-    def _open(self, key: EvidenceKey) -> "_File":
-        if key not in self._files:
-            self._files[key] = _File.of(key, self._store.read(key), self._criterion)
-        return self._files[key]
+    async def _open(self, keys: Sequence[EvidenceKey]) -> "list[_File]":
+        """One file for each key. Read on a thread; but only the event loop says which file is a key's.
+
+        Else who reads beside a round could put what the store held before it in the place of what it found.
+        """
+        new = [key for key in keys if key not in self._files]
+        for file in await asyncio.to_thread(lambda: [self._read(key) for key in new]):
+            self._files.setdefault(file.key, file)
+        return [self._files[key] for key in keys]
+
+    def _read(self, key: EvidenceKey) -> "_File":
+        return _File.of(key, self._store.read(key), self._criterion)
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,8 @@ def evidence_object(evidence: Evidence, now: float) -> dict[str, Any]:
         "drop_high": evidence.drop_high,
         "trap_rate": evidence.trap_rate,
         "traps": {trap.value: count for trap, count in evidence.traps.items()},
+        "reference_accuracy": evidence.reference_accuracy,
+        "nothing_to_lose": evidence.nothing_to_lose,
     }
 
 

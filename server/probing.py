@@ -169,7 +169,7 @@ class Probing:
 
     async def refresh(self) -> None:
         """Looks up what is known of variants that are new here."""
-        await asyncio.to_thread(self._prober.load)
+        await self._prober.refresh()
 
     def run_now(self, variants: Sequence[str] | None, items: int) -> ProbeRun:
         """Begins to probe so many items at once, whatever the budget, still behind all users.

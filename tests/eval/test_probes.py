@@ -6,6 +6,7 @@ Its collaborators are made up here: a task of numbered items and a `Generate` th
 import asyncio
 import itertools
 import random
+import threading
 from collections import Counter
 
 import pytest
@@ -337,3 +338,82 @@ def test_cancelling_ends_it_at_once_and_leaves_nothing_behind():
         assert asyncio.all_tasks() == {asyncio.current_task()}
 
     asyncio.run(cancelled())
+
+
+class SlowStore(EvidenceStore):
+    """Its first `read` begins, and does not end before it is told to."""
+
+    def __init__(self):
+        super().__init__(None)
+        self.reading, self.go_on = threading.Event(), threading.Event()
+
+    def read(self, key):
+        record = super().read(key)
+        if not self.reading.is_set():
+            self.reading.set()
+            assert self.go_on.wait(60)
+        return record
+
+
+def test_what_a_round_found_is_not_forgotten_by_who_read_beside_it():
+    store = SlowStore()
+    world = World(store=store, subjects=(DENSE, S10))
+
+    async def both():
+        refreshing = asyncio.create_task(world.prober.refresh())
+        assert await asyncio.to_thread(store.reading.wait, 60)  # it has read that nothing is known
+        await world.prober.run_now(items=20)
+        store.go_on.set()
+        await refreshing
+
+    asyncio.run(both())
+    assert world.prober.evidence("m:s10").items == 20
+    world.run_now(items=4)
+    assert world.prober.evidence("m:s10").items == 24
+    assert len(store.read(world.prober._key(S10, DENSE)).outcomes) == 24
+
+
+def test_only_the_event_loop_is_asked_who_is_served():
+    world, threads = World(tokens=200), set()
+    served = world.subjects
+
+    def subjects():
+        threads.add(threading.get_ident())
+        return served
+
+    world.prober._subjects = subjects
+
+    async def everything():
+        await world.prober.refresh()
+        await world.prober.run_now(items=3)
+        with pytest.raises(SpentError):
+            await world.prober.run()
+
+    asyncio.run(everything())
+    assert threads == {threading.get_ident()}
+
+
+def test_what_nobody_can_solve_is_said_once_and_nobody_is_safe(caplog):
+    world = World()
+    world.model.wrong = {s.name: 1.0 for s in world.subjects}
+    world.run_now(items=200)
+    for subject in world.subjects[1:]:
+        evidence = world.prober.evidence(subject.name)
+        assert (evidence.verdict, evidence.drop) == (Verdict.UNPROVEN, 0.0)
+        assert "solves 0 of 200 items" in evidence.nothing_to_lose
+        assert caplog.text.count(f"{subject.name} cannot be shown to be safe by numbers") == 1
+    assert world.verdicts == []
+
+
+def test_a_lapse_is_told_with_its_reason(tmp_path):
+    store = EvidenceStore(tmp_path / "evidence.sqlite")
+    world = World(store=store, subjects=(DENSE, S10))
+    world.run_now(items=300)
+    world.model.wrong = {"m:s0": 1.0, "m:s10": 1.0}
+    world.run_now(items=200)
+    lapsed = world.prober.changes("m:s10")[-1]
+    assert (lapsed.before, lapsed.after) == (Verdict.SAFE, Verdict.UNPROVEN)
+    again = World(store=EvidenceStore(tmp_path / "evidence.sqlite"), subjects=(DENSE, S10))
+    again.prober.load()
+    assert again.prober.evidence("m:s10") == world.prober.evidence("m:s10")
+    assert again.prober.changes("m:s10")[-1].evidence.nothing_to_lose == lapsed.evidence.nothing_to_lose
