@@ -24,7 +24,7 @@ REQUEST_ID_HEADER = "x-request-id"
 VARIANT_HEADER = "x-secateur-variant"
 VARIANT_REASON_HEADER = "x-secateur-reason"
 _SANE_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
-_UNLOGGED_PATHS = frozenset({"/metrics", "/health", "/ready"})  # asked every few seconds
+_UNLOGGED_PATHS = frozenset({"/metrics", "/health", "/ready", "/v1/live"})  # asked every few seconds
 
 
 class RequestIdMiddleware:

@@ -128,7 +128,7 @@ def _verdict(verdict: LiveVerdict, model: str) -> Text:
     return Text.assemble(
         (at, "dim"),
         f"  {_short(verdict.variant, model)}  {before}",
-        (verdict.verdict, _STYLES[verdict.verdict]),
+        (verdict.verdict, _STYLES.get(verdict.verdict, "")),
     )
 
 

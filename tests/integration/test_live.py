@@ -181,6 +181,15 @@ def test_it_wants_the_key_that_other_routes_want(tiny: Tiny) -> None:
         assert client.get(LIVE, headers={"authorization": "Bearer sesame"}).status_code == 200
 
 
+def test_looking_leaves_no_line_in_the_log(tiny: Tiny, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO, "server"), running(tiny) as live, live.client() as client:
+        client.get("/v1/variants")
+        glance(client)
+        client.get("/version")
+    told = [record.getMessage() for record in caplog.records if record.name == "server.middleware"]
+    assert [line.split()[1] for line in told] == ["/v1/variants", "/version"]
+
+
 def test_without_a_task_nothing_is_judged(tiny: Tiny) -> None:
     with running(tiny, task="poetry") as live, live.client() as client:
         told = glance(client)
