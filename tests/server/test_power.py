@@ -41,18 +41,16 @@ def test_joules_count_from_the_start_and_over_the_counters_end(tmp_path: Path) -
 def test_packages_and_their_memory_count_and_nothing_twice(tmp_path: Path) -> None:
     """A package holds its cores, the platform holds the packages; the kernel lists zones flat as well."""
     first = zone(tmp_path, "0", "package-0", 0)
-    zone(first, "0:0", "core", 0)
-    zone(first, "0:1", "dram", 0)
+    parts = [zone(first, "0:0", "core", 0), zone(first, "0:1", "dram", 0)]
     zone(tmp_path, "1", "package-1", 0)
     zone(tmp_path, "2", "psys", 0)
     for part in ("0:0", "0:1"):
         (tmp_path / f"intel-rapl:{part}").symlink_to(first / f"intel-rapl:{part}")
     (tmp_path / "intel-rapl").mkdir()
-    assert set(open_energy_meter(CPU, tmp_path).joules()) == {
-        "rapl:package-0",
-        "rapl:package-0/dram",
-        "rapl:package-1",
-    }
+    meter = open_energy_meter(CPU, tmp_path)
+    for joules, directory in enumerate((first, *parts), start=1):
+        set_counter(directory, joules * 1_000_000)
+    assert meter.joules() == {"rapl:package-0": 1, "rapl:package-0/dram": 3, "rapl:package-1": 0}
 
 
 @pytest.mark.parametrize("damage", ["no directory", "no counter", "nonsense"])

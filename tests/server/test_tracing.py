@@ -2,10 +2,12 @@
 
 import gzip
 import itertools
+import json
+import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -26,7 +28,7 @@ from server.engine.variant import Variant
 from server.serve import serve
 from server.settings import ServeSettings, SettingsError
 from server.tracing import Phase, Tracing, open_tracing, phases
-from tests.integration.live import Tiny, make_tiny, running
+from tests.integration.live import Live, Tiny, make_tiny, running
 from tests.integration.sse import chunks
 
 COMPLETIONS, CHAT = "/v1/completions", "/v1/chat/completions"
@@ -56,16 +58,17 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
 class Traced:
     """A server whose spans are kept in memory."""
 
-    def __init__(
-        self, client: httpx.Client, exporter: InMemorySpanExporter, open_count: Callable[[], int]
-    ) -> None:
+    def __init__(self, live: Live, client: httpx.Client, exporter: InMemorySpanExporter) -> None:
         self.client = client
+        self._live = live
         self._exporter = exporter
-        self._open_count = open_count
+
+    def is_busy(self) -> bool:
+        return self._live.engine.num_unfinished > 0
 
     def spans(self) -> list[ReadableSpan]:
         """Since the last time, when every request is over."""
-        while self._open_count():
+        while self._live.generations.num_open:
             time.sleep(0.002)
         found = self._exporter.get_finished_spans()
         self._exporter.clear()
@@ -77,7 +80,7 @@ def traced(tiny: Tiny) -> Iterator[Traced]:
     exporter = InMemorySpanExporter()
     tracing = Tracing(SimpleSpanProcessor(exporter))
     with running(tiny, tracing=tracing) as live, live.client() as client:
-        yield Traced(client, exporter, lambda: live.generations.num_open)
+        yield Traced(live, client, exporter)
 
 
 def split(spans: list[ReadableSpan]) -> tuple[ReadableSpan, list[ReadableSpan]]:
@@ -213,6 +216,35 @@ def test_a_client_that_leaves_is_no_error(traced: Traced) -> None:
     request, beneath = split(traced.spans())
     assert (request.attributes or {})["gen_ai.response.finish_reasons"] == ("abort",)
     assert request.status.status_code is StatusCode.UNSET
+    assert [span.name for span in beneath] == PHASES[:3]
+
+
+def test_a_client_that_leaves_before_its_whole_answer_is_no_error_either(traced: Traced) -> None:
+    body = json.dumps({"prompt": SECRET, "max_tokens": 10_000, "ignore_eos": True})
+    head = f"POST {COMPLETIONS} HTTP/1.1\r\nhost: a\r\ncontent-type: application/json\r\n"
+    with socket.create_connection((traced.client.base_url.host, traced.client.base_url.port)) as connection:
+        connection.sendall(f"{head}content-length: {len(body)}\r\n\r\n{body}".encode())
+        while not traced.is_busy():
+            time.sleep(0.002)
+    request, _ = split(traced.spans())
+    assert request.status.status_code is StatusCode.UNSET
+
+
+def test_a_stream_that_the_server_cuts_off_is_an_error(tiny: Tiny) -> None:
+    def die() -> None:
+        raise RuntimeError("of old age")
+
+    exporter = InMemorySpanExporter()
+    body = {"prompt": SECRET, "max_tokens": 10_000, "ignore_eos": True, "stream": True}
+    with running(tiny, tracing=Tracing(SimpleSpanProcessor(exporter))) as live, live.client() as client:
+        with client.stream("POST", COMPLETIONS, json=body) as response:
+            lines = response.iter_lines()
+            next(lines)
+            live.engine.step = die
+            assert any("engine_down" in line for line in lines)
+        request, beneath = split(Traced(live, client, exporter).spans())
+    assert (request.attributes or {})["error.type"] == "engine_down"
+    assert request.status.status_code is StatusCode.ERROR
     assert [span.name for span in beneath] == PHASES[:3]
 
 

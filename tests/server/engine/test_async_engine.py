@@ -208,6 +208,21 @@ def test_steps_are_reported(run) -> None:
     run(test)
 
 
+def test_a_timeline_is_in_order(run) -> None:
+    async def test(running: Running) -> None:
+        await collect(running.submit("a", prompt(1, 20)))
+        [stats] = running.observer.ended
+        assert stats.first_scheduled_time is not None
+        assert stats.first_output_time is not None
+        assert stats.last_output_time is not None
+        assert stats.first_token_time is not None
+        assert stats.arrival_time <= stats.first_scheduled_time <= stats.first_output_time
+        assert stats.first_output_time <= stats.first_token_time  # computed before delivered
+        assert stats.first_output_time < stats.last_output_time <= stats.finished_time
+
+    run(test)
+
+
 # Whatever the model thinks, it says token 5 again and again.
 LOOPING = SamplingParams(max_tokens=300, temperature=0, logit_bias={5: 1000.0})
 
