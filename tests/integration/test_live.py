@@ -187,7 +187,7 @@ def test_looking_leaves_no_line_in_the_log(tiny: Tiny, caplog: pytest.LogCapture
         glance(client)
         client.get("/version")
     told = [record.getMessage() for record in caplog.records if record.name == "server.middleware"]
-    assert [line.split()[1] for line in told] == ["/v1/variants", "/version"]
+    assert sorted(line.split()[1] for line in told) == ["/v1/variants", "/version"]
 
 
 def test_without_a_task_nothing_is_judged(tiny: Tiny) -> None:
