@@ -27,10 +27,10 @@ setup(
             sources=[f"{SOURCES}/kernels.cpp"],
             depends=[
                 f"{SOURCES}/{name}.h"
-                for name in ("attention", "decoder", "linear", "model", "nested_mlp", "rows", "simd", "tiles")
+                for name in ("attention", "decoder", "linear", "model", "nested_mlp", "rows", "simd", "team", "tiles")
             ],
             language="c++",
-            extra_compile_args=["-std=c++17", "-O3", "-g0", "-fopenmp", "-fvisibility=hidden", *INSTRUCTIONS],
+            extra_compile_args=["-std=c++20", "-O3", "-g0", "-fopenmp", "-fvisibility=hidden", *INSTRUCTIONS],
             extra_link_args=["-fopenmp"],
             optional=True,
         )

@@ -74,8 +74,9 @@ SECATEUR_EXPORT void secateur_attention_block(const Model* model, const Layer* l
   Workspace memory(workspace);
   const Scratch scratch(memory, *model, batch->tokens, layer->neurons, batch->rank_pairs, threads);
   const RowTiles tiles = make_tiles(batch->tokens, nullptr, batch->groups, batch->group_ends);
+  Meeting meeting(threads);
 #pragma omp parallel num_threads(threads)
-  attention_block(Team::current(), *model, *layer, *batch, 0, tiles, scratch);
+  attention_block(Team::current(meeting), *model, *layer, *batch, 0, tiles, scratch);
 }
 
 // One layer's MLP: residual += mlp(norm(residual)), at the first layer's widths in `batch`.
@@ -83,8 +84,9 @@ SECATEUR_EXPORT void secateur_mlp_block(const Model* model, const Layer* layer, 
                                         int threads) {
   Workspace memory(workspace);
   const Scratch scratch(memory, *model, batch->tokens, layer->neurons, batch->rank_pairs, threads);
+  Meeting meeting(threads);
 #pragma omp parallel num_threads(threads)
-  mlp_block(Team::current(), *model, *layer, *batch, 0, batch->widths, scratch);
+  mlp_block(Team::current(meeting), *model, *layer, *batch, 0, batch->widths, scratch);
 }
 
 // All layers in one call, so that a step asks for Python's lock once.
@@ -95,9 +97,10 @@ SECATEUR_EXPORT void secateur_forward(const Model* model, const Layer* layers, i
   Workspace memory(workspace);
   const Scratch scratch(memory, *model, batch->tokens, neurons, batch->rank_pairs, threads);
   const RowTiles tiles = make_tiles(batch->tokens, nullptr, batch->groups, batch->group_ends);
+  Meeting meeting(threads);
 #pragma omp parallel num_threads(threads)
   {
-    const Team team = Team::current();
+    const Team team = Team::current(meeting);
     for (int i = 0; i < num_layers; ++i) {
       attention_block(team, *model, layers[i], *batch, i, tiles, scratch);
       mlp_block(team, *model, layers[i], *batch, i, batch->widths + static_cast<size_t>(i) * batch->tokens, scratch);
@@ -112,9 +115,10 @@ SECATEUR_EXPORT void secateur_head(const Model* model, const float* residual, co
   Workspace memory(workspace);
   const Scratch scratch(memory, *model, count, 0, 0, threads);
   const RowTiles tiles = make_tiles(count, nullptr);
+  Meeting meeting(threads);
 #pragma omp parallel num_threads(threads)
   {
-    const Team team = Team::current();
+    const Team team = Team::current(meeting);
     rms_norm(team, residual, rows, norm, model->hidden, model->eps, tiles, scratch.normed);
     team.barrier();
     multiply_panels(team, head, model->hidden / 2, scratch.normed, tiles, false,

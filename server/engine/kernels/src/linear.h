@@ -117,7 +117,7 @@ inline void multiply_inner(const Team& team, const MapDeltas& deltas, const Pack
   }
 }
 
-// The team multiplies `rows` with all panels of `weights`; a thread has some of the panels.
+// The team multiplies `rows` with all panels of `weights`.
 //
 // weights: [panels][weight_pairs][32]. A tile sums over its first 8 * blocks pairs where `prefix`, else over all.
 // sums: this thread's, [rows][32].
@@ -130,7 +130,7 @@ inline void multiply_panels(const Team& team, const Pair* weights, int weight_pa
   const int longest = depth(tiles.front());
   const bool alone = tiles.size() == 1;
   const int piece = alone ? longest : kPiecePairs;
-  for (int panel = team.begin(panels); panel < team.end(panels); ++panel) {
+  team.share_evenly(panels, [&](int panel) {
     const Pair* base = weights + static_cast<size_t>(panel) * weight_pairs * kPanel;
     for (int begin = 0; begin < longest; begin += piece) {
       const Pair* from = base + static_cast<size_t>(begin) * kPanel;
@@ -159,7 +159,7 @@ inline void multiply_panels(const Team& team, const Pair* weights, int weight_pa
       for (int row = tile.first; row < tile.first + tile.rows; ++row)
         for (int half = 0; half < 2; ++half)
           store(to, row, panel * kPanel + half * kLanes, _mm512_load_ps(sums + row * kPanel + half * kLanes));
-  }
+  });
 }
 
 }  // namespace secateur

@@ -33,13 +33,8 @@ struct GateUp {
   }
 };
 
-// This thread's blocks of neurons: contiguous, and as much work as any other thread's.
-struct BlockRange {
-  int begin;
-  int end;
-};
-
-inline BlockRange share_blocks(const Team& team, const RowTiles& tiles) {
+// Where each thread's stretch of the blocks of neurons begins, [threads + 1]: as much work as any other's.
+inline std::vector<int> cut_blocks(int threads, const RowTiles& tiles) {
   // A block's cost is that of the tiles it reaches, and never less than fetching its weights takes.
   constexpr int kFetchCost = 13;
   const int blocks = tiles.front().blocks;
@@ -51,21 +46,23 @@ inline BlockRange share_blocks(const Team& team, const RowTiles& tiles) {
     while (active > 1 && tiles[active - 1].blocks <= block) reached -= tile_cost(tiles[--active].rows);
     cost[block + 1] = cost[block] + std::max(reached, kFetchCost);
   }
-  const auto first_at = [&](long wanted) {
-    return static_cast<int>(std::lower_bound(cost.begin(), cost.end(), wanted) - cost.begin());
-  };
-  return {first_at(cost[blocks] * team.id / team.count), first_at(cost[blocks] * (team.id + 1) / team.count)};
+  std::vector<int> begins(threads + 1);
+  for (int thread = 0; thread <= threads; ++thread)
+    begins[thread] = static_cast<int>(
+        std::lower_bound(cost.begin(), cost.end(), cost[blocks] * thread / threads) - cost.begin());
+  return begins;
 }
 
 // First half. `x`: packed rows of hidden / 2 pairs; `neurons`: packed rows of as many pairs as neurons are held / 2;
 // `deltas`: with `inner` computed.
 inline void gate_up(const Team& team, const Pair* weights, const PackedRows& x, const RowTiles& tiles,
                     const int32_t* widths, const PackedRows& neurons, const MapDeltas& deltas) {
-  const BlockRange blocks = share_blocks(team, tiles);
+  const std::vector<int> begins = cut_blocks(team.count, tiles);
   const size_t panel_pairs = static_cast<size_t>(x.pairs) * kPanel;
-  int active = static_cast<int>(tiles.size());
-  for (int block = blocks.begin; block < blocks.end; ++block) {
-    while (active > 1 && tiles[active - 1].blocks <= block) --active;
+  team.share([&](int thread) { return begins[thread]; }, [&](int block) {
+    const int active = static_cast<int>(
+        std::partition_point(tiles.begin(), tiles.end(), [&](const RowTile& t) { return t.blocks > block; }) -
+        tiles.begin());
     const Pair* panel = weights + block * panel_pairs;
     for (int t = 0; t < active; ++t) {
       const RowTile& tile = tiles[t];
@@ -77,7 +74,7 @@ inline void gate_up(const Team& team, const Pair* weights, const PackedRows& x, 
                                   delta ? deltas.inner.tile(tile) : nullptr,
                                   delta ? static_cast<int>(delta->pairs) : 0);
     }
-  }
+  });
 }
 
 }  // namespace secateur

@@ -1,33 +1,15 @@
-// How work is cut: rows into tiles that share a pass over the weights, and everything else between threads.
+// How rows are cut into tiles that share a pass over the weights, and the memory that a step works in.
 
 #pragma once
-
-#include <omp.h>
 
 #include <algorithm>
 #include <cstddef>
 #include <vector>
 
 #include "simd.h"
+#include "team.h"
 
 namespace secateur {
-
-// One thread of a parallel region. Every thread calls the same functions in the same order.
-struct Team {
-  int id;
-  int count;
-
-  static Team current() { return {omp_get_thread_num(), omp_get_num_threads()}; }
-
-  // Waits until every thread has come here.
-  void barrier() const {
-#pragma omp barrier
-  }
-
-  // This thread's contiguous share of `total` pieces of work.
-  int begin(long total) const { return static_cast<int>(total * id / count); }
-  int end(long total) const { return static_cast<int>(total * (id + 1) / count); }
-};
 
 // Rows [first, first + rows), all of one group, and how many 16-wide blocks of neurons the widest of them takes part
 // in.
