@@ -3,6 +3,8 @@ reached; elsewhere the package installs without them."""
 
 import runpy
 
+from pathlib import Path
+
 from setuptools import Extension, setup
 from setuptools.command.build_py import build_py
 
@@ -25,10 +27,7 @@ setup(
         Extension(
             "server.engine.kernels._avx512",
             sources=[f"{SOURCES}/kernels.cpp"],
-            depends=[
-                f"{SOURCES}/{name}.h"
-                for name in ("attention", "decoder", "linear", "model", "nested_mlp", "rows", "simd", "team", "tiles")
-            ],
+            depends=[str(header) for header in sorted(Path(SOURCES).glob("*.h"))],
             language="c++",
             extra_compile_args=["-std=c++20", "-O3", "-g0", "-fopenmp", "-fvisibility=hidden", *INSTRUCTIONS],
             extra_link_args=["-fopenmp"],

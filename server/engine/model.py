@@ -16,7 +16,8 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from pruning.architectures import architecture_of
 from pruning.delta import Delta
-from server.engine.attention import AttentionPlan, AttentionSpan, PagedKV
+from server.engine.attention import AttentionPlan, PagedKV
+from server.engine.batch import Batch
 from server.engine.delta import DeltaRows, ServedDelta, TorchDelta, add_low_rank, rows_of_map
 from server.engine.nested_mlp import MLPDeltas, NestedMLP, NeuronBlock
 from server.engine.weights import LayerWeights, ModelWeights
@@ -57,27 +58,6 @@ class ModelGeometry:
         return self.num_heads * self.head_dim, keys, keys
 
 
-@dataclass(frozen=True)
-class Batch:
-    """One step's tokens, widest variant first.
-
-    Attributes:
-        token_ids, positions, slots: [tokens]; a slot is where a token's KV is kept.
-        spans: the same tokens request by request, each with where its KV is; in order, without gaps.
-        neuron_blocks: per layer, which neurons multiply which tokens.
-        sampling_rows: [rows] the tokens whose logits are wanted.
-        deltas: the tokens of variants that have one, in order; all tokens of one are of one width.
-    """
-
-    token_ids: torch.Tensor
-    positions: torch.Tensor
-    slots: torch.Tensor
-    spans: Sequence[AttentionSpan]
-    neuron_blocks: Sequence[Sequence[NeuronBlock]]
-    sampling_rows: torch.Tensor
-    deltas: Sequence[DeltaRows] = ()
-
-
 class Decoder(Protocol):
     """A loaded network and the keys and values of all requests."""
 
@@ -91,7 +71,15 @@ class Decoder(Protocol):
         ...
 
     def forward(self, batch: Batch) -> torch.Tensor:
-        """Logits [sampling rows, vocabulary] in float32; keeps the batch's keys and values."""
+        """What the layers make of `batch.output_rows`, [rows, hidden]; keeps the batch's keys and values."""
+        ...
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """[rows, vocabulary] in float32, of rows that `forward` gave; good until the next call."""
+        ...
+
+    def likeliest(self, hidden: torch.Tensor) -> torch.Tensor:
+        """[rows] the token of the largest logit, the lowest id on a tie, of rows that `forward` gave."""
         ...
 
 
@@ -135,17 +123,56 @@ class DecoderModel:
         return TorchDelta.of(delta, self._geometry.qkv_rows, self._weights.embedding)
 
     def forward(self, batch: Batch) -> torch.Tensor:
-        """Logits [sampling rows, vocabulary] in float32; keeps the batch's keys and values."""
+        """What the layers make of `batch.output_rows`, [rows, hidden]; keeps the batch's keys and values."""
+        hidden = F.embedding(batch.token_ids, self._weights.embedding)  # [tokens, hidden]
+        step = self._step(batch)
+        *layers, last = zip(self._layers, self._kv, batch.neuron_blocks, strict=True)
+        for layer, kv, blocks in layers:
+            hidden = layer.attend(hidden, layer.queries(hidden, step, kv), step, kv)
+            hidden = layer.feed_forward(hidden, step, blocks)
+        layer, kv, blocks = last
+        queries = layer.queries(hidden, step, kv)
+        if not batch.wants_all:
+            kept = self._tensor(batch.output_rows)
+            hidden, queries = hidden[kept], queries[kept]
+            if not batch.output_rows:
+                return hidden
+            outputs = batch.outputs()
+            step, [blocks] = self._step(outputs), outputs.neuron_blocks
+        return layer.feed_forward(layer.attend(hidden, queries, step, kv), step, blocks)
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """[rows, vocabulary] in float32, of rows that `forward` gave."""
+        normed = _rms_norm(hidden, self._weights.norm, self._geometry.norm_eps)
+        return F.linear(normed, self._weights.head).float()
+
+    def likeliest(self, hidden: torch.Tensor) -> torch.Tensor:
+        """[rows] the token of the largest logit, the lowest id on a tie, of rows that `forward` gave."""
+        return self.logits(hidden).argmax(-1)
+
+    def _step(self, batch: Batch) -> "_Step":
         embedding = self._weights.embedding
-        plan = AttentionPlan.of(
-            batch.spans, self._kv[0].block_size, device=embedding.device, dtype=embedding.dtype
+        return _Step(
+            rotary=(self._cos[batch.positions, None], self._sin[batch.positions, None]),
+            slots=batch.slots,
+            plan=AttentionPlan.of(
+                batch.spans, self._kv[0].block_size, device=embedding.device, dtype=embedding.dtype
+            ),
+            deltas=batch.deltas,
         )
-        hidden = F.embedding(batch.token_ids, embedding)  # [tokens, hidden]
-        rotary = self._cos[batch.positions, None], self._sin[batch.positions, None]  # [tokens, 1, head_dim]
-        for layer, kv, blocks in zip(self._layers, self._kv, batch.neuron_blocks, strict=True):
-            hidden = layer.forward(hidden, rotary, batch.slots, plan, kv, blocks, batch.deltas)
-        hidden = _rms_norm(hidden[batch.sampling_rows], self._weights.norm, self._geometry.norm_eps)
-        return F.linear(hidden, self._weights.head).float()
+
+    def _tensor(self, rows: Sequence[int]) -> torch.Tensor:
+        return torch.tensor(rows, dtype=torch.long, device=self._weights.embedding.device)
+
+
+@dataclass(frozen=True)
+class _Step:
+    """What all layers need to know of a batch. `rotary`: cos and sin, [tokens, 1, head_dim] each."""
+
+    rotary: tuple[torch.Tensor, torch.Tensor]
+    slots: torch.Tensor
+    plan: AttentionPlan
+    deltas: Sequence[DeltaRows]
 
 
 class _DecoderLayer:
@@ -165,50 +192,39 @@ class _DecoderLayer:
         self._window = window
         self._mlp = NestedMLP(weights.gate, weights.up, weights.down, activation)
 
-    def forward(
-        self,
-        hidden: torch.Tensor,
-        rotary: tuple[torch.Tensor, torch.Tensor],
-        slots: torch.Tensor,
-        plan: AttentionPlan,
-        kv: PagedKV,
-        blocks: Sequence[NeuronBlock],
-        deltas: Sequence[DeltaRows],
-    ) -> torch.Tensor:
-        eps = self._geometry.norm_eps
-        normed = _rms_norm(hidden, self._weights.input_norm, eps)
-        hidden = hidden + self._attention(normed, rotary, slots, plan, kv, deltas)
-        mlp_deltas = MLPDeltas(
-            gate=rows_of_map(deltas, self._index, "gate"),
-            up=rows_of_map(deltas, self._index, "up"),
-            down=rows_of_map(deltas, self._index, "down"),
-        )
-        return hidden + self._mlp(_rms_norm(hidden, self._weights.mlp_norm, eps), blocks, mlp_deltas)
-
-    def _attention(
-        self,
-        x: torch.Tensor,
-        rotary: tuple[torch.Tensor, torch.Tensor],
-        slots: torch.Tensor,
-        plan: AttentionPlan,
-        kv: PagedKV,
-        deltas: Sequence[DeltaRows],
-    ) -> torch.Tensor:
+    def queries(self, hidden: torch.Tensor, step: _Step, kv: PagedKV) -> torch.Tensor:
+        """[tokens, heads, head_dim]; keeps the tokens' keys and values."""
         weights, geometry = self._weights, self._geometry
         heads, kv_heads = geometry.num_heads, geometry.num_kv_heads
+        x = _rms_norm(hidden, weights.input_norm, geometry.norm_eps)
         qkv = F.linear(x, weights.qkv, weights.qkv_bias)
-        add_low_rank(qkv, x, rows_of_map(deltas, self._index, "qkv"))
+        add_low_rank(qkv, x, rows_of_map(step.deltas, self._index, "qkv"))
         qkv = torch.unflatten(qkv, 1, (-1, geometry.head_dim))
         query, key, value = torch.split(qkv, [heads, kv_heads, kv_heads], dim=1)  # [tokens, heads, head_dim]
         if weights.q_norm is not None and weights.k_norm is not None:
             query = _rms_norm(query, weights.q_norm, geometry.norm_eps)
             key = _rms_norm(key, weights.k_norm, geometry.norm_eps)
-        kv.write(slots, _rotate(key, *rotary), value)
-        scale = geometry.head_dim**-0.5
-        attended = plan.attend(_rotate(query, *rotary), kv, scale, self._window).flatten(1)
+        kv.write(step.slots, _rotate(key, *step.rotary), value)
+        return _rotate(query, *step.rotary)
+
+    def attend(self, hidden: torch.Tensor, queries: torch.Tensor, step: _Step, kv: PagedKV) -> torch.Tensor:
+        """`hidden` [tokens, hidden] with attention added."""
+        weights = self._weights
+        attended = step.plan.attend(queries, kv, self._geometry.head_dim**-0.5, self._window).flatten(1)
         output = F.linear(attended, weights.output, weights.output_bias)
-        add_low_rank(output, attended, rows_of_map(deltas, self._index, "output"))
-        return output
+        add_low_rank(output, attended, rows_of_map(step.deltas, self._index, "output"))
+        return hidden + output
+
+    def feed_forward(self, hidden: torch.Tensor, step: _Step, blocks: Sequence[NeuronBlock]) -> torch.Tensor:
+        """`hidden` [tokens, hidden] with the MLP added."""
+        deltas = MLPDeltas(
+            gate=rows_of_map(step.deltas, self._index, "gate"),
+            up=rows_of_map(step.deltas, self._index, "up"),
+            down=rows_of_map(step.deltas, self._index, "down"),
+        )
+        return hidden + self._mlp(
+            _rms_norm(hidden, self._weights.mlp_norm, self._geometry.norm_eps), blocks, deltas
+        )
 
 
 def _rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""Turns a scheduling decision into tensors, runs the model, and samples."""
+"""Turns a scheduling decision into tensors, runs the model, samples and scores."""
 
 from collections.abc import Sequence
 from itertools import islice
@@ -6,8 +6,9 @@ from itertools import islice
 import torch
 
 from server.engine.attention import AttentionSpan
+from server.engine.batch import Batch
 from server.engine.delta import DeltaRows
-from server.engine.model import Batch, Decoder
+from server.engine.model import Decoder
 from server.engine.nested_mlp import NeuronBlock, neuron_blocks
 from server.engine.request import TokenLogprobs
 from server.engine.sampler import SampledToken, sample
@@ -36,19 +37,38 @@ class ModelRunner:
         # Variants nest, so the total of the widths orders them in every layer at once. Those of one delta are
         # neighbours, so that its matrices multiply one stretch of the batch.
         items = sorted(output.scheduled, key=lambda item: _by_width_and_delta(item.request.variant))
-        logits = self._decoder.forward(self._batch(items))
-        sampling = [item for item in items if item.samples]
-        requests = [item.request for item in sampling for _ in range(1 + len(item.guesses))]
-        sampled = iter(sample(logits[: len(requests)], requests))
-        scored = _score(logits[len(requests) :], items)
-        return {i.request.request_id: list(islice(sampled, 1 + len(i.guesses))) for i in sampling}, scored
+        hidden = self._decoder.forward(self._batch(items))  # [output rows, hidden]
+        scoring_rows, sampling_rows = _output_rows(items)
+        sampled = iter(self._sample(hidden[self._tensor(sampling_rows)], items))
+        scored = self._score(hidden[self._tensor(scoring_rows)], items)
+        return {
+            i.request.request_id: list(islice(sampled, _num_samples(i))) for i in items if i.samples
+        }, scored
+
+    def _sample(self, hidden: torch.Tensor, items: Sequence[ScheduledRequest]) -> list[SampledToken]:
+        """The tokens after the rows of `hidden`, which are those of all `items` in order."""
+        requests = [item.request for item in items for _ in range(_num_samples(item))]
+        if all(request.sampling.is_plainly_greedy for request in requests):
+            return [SampledToken(token_id, None) for token_id in self._decoder.likeliest(hidden).tolist()]
+        return sample(self._decoder.logits(hidden), requests)
+
+    def _score(
+        self, hidden: torch.Tensor, items: Sequence[ScheduledRequest]
+    ) -> dict[str, list[TokenLogprobs]]:
+        """Request id → its scores. `hidden`: the `rows_to_score` of all `items` in order."""
+        rows = [RowToScore.of(item.request, position) for item in items for position in item.rows_to_score]
+        scores = iter(score(self._decoder.logits(hidden), rows))
+        return {
+            item.request.request_id: list(islice(scores, len(item.rows_to_score)))
+            for item in items
+            if item.rows_to_score
+        }
 
     def _batch(self, items: Sequence[ScheduledRequest]) -> Batch:
         token_ids: list[int] = []
         positions: list[int] = []
         slots: list[int] = []
-        sampling_rows: list[int] = []
-        scored_rows: list[int] = []
+        output_rows: list[int] = []
         spans: list[AttentionSpan] = []
         size = self._block_size
         for item in items:
@@ -58,19 +78,18 @@ class ModelRunner:
             table = request.block_table
             first_row = len(token_ids)
             spans.append(AttentionSpan(first_row, first_row + stop - start, start, table))
-            scored_rows += (first_row + row - start for row in item.rows_to_score)
+            output_rows += (first_row + row - start for row in item.rows_to_score)
             token_ids += [*request.slice_tokens(start, known), *item.guesses]
             positions += range(start, stop)
             slots += (table[p // size] * size + p % size for p in range(start, stop))
-            if item.samples:
-                sampling_rows += range(first_row + item.num_tokens - 1, len(token_ids))
+            output_rows += range(len(token_ids) - _num_samples(item), len(token_ids))
         return Batch(
             token_ids=self._tensor(token_ids),
             positions=self._tensor(positions),
             slots=self._tensor(slots),
             spans=spans,
             neuron_blocks=_neuron_blocks_per_layer(items),
-            sampling_rows=self._tensor(sampling_rows + scored_rows),
+            output_rows=output_rows,
             deltas=_delta_rows(items),
         )
 
@@ -78,15 +97,22 @@ class ModelRunner:
         return torch.tensor(values, dtype=torch.long, device=self._device)
 
 
-def _score(logits: torch.Tensor, items: Sequence[ScheduledRequest]) -> dict[str, list[TokenLogprobs]]:
-    """Request id → its scores. `logits`: [rows, vocabulary], the `rows_to_score` of all `items` in order."""
-    rows = [RowToScore.of(item.request, position) for item in items for position in item.rows_to_score]
-    scores = iter(score(logits, rows))
-    return {
-        item.request.request_id: list(islice(scores, len(item.rows_to_score)))
-        for item in items
-        if item.rows_to_score
-    }
+def _num_samples(item: ScheduledRequest) -> int:
+    """Tokens that it gets: one after its last token and one after each guess."""
+    return 1 + len(item.guesses) if item.samples else 0
+
+
+def _output_rows(items: Sequence[ScheduledRequest]) -> tuple[list[int], list[int]]:
+    """Which of a batch's output rows are scored and which are sampled from: in each item first the former."""
+    scoring: list[int] = []
+    sampling: list[int] = []
+    count = 0
+    for item in items:
+        start, count = count, count + len(item.rows_to_score)
+        scoring += range(start, count)
+        start, count = count, count + _num_samples(item)
+        sampling += range(start, count)
+    return scoring, sampling
 
 
 def _by_width_and_delta(variant: Variant) -> tuple[int, str]:

@@ -70,6 +70,12 @@ class SamplingParams:
         penalised = self.repetition_penalty != 1 or self.presence_penalty != 0 or self.frequency_penalty != 0
         return self.temperature == 0 and not penalised
 
+    @property
+    def is_plainly_greedy(self) -> bool:
+        """Whether the token of the largest logit is all that is wanted of the logits."""
+        reported = self.logprobs is not None or self.recorded_logprobs is not None
+        return self.is_predictable and not self.logit_bias and not reported
+
 
 @dataclass(frozen=True)
 class TokenLogprobs:

@@ -1,4 +1,4 @@
-"""The decoder as the compiled kernels compute it: one call for all layers of a step, one for the logits.
+"""The decoder as the compiled kernels compute it: one call for all layers of a step, one for the head.
 
 Activations and KV are bfloat16, sums and the residual stream float32. Takes the same batches as DecoderModel;
 agrees with it up to rounding.
@@ -12,17 +12,19 @@ from torch.nn import functional as F
 from transformers import PretrainedConfig
 
 from pruning.delta import Delta
+from server.engine.batch import Batch
 from server.engine.delta import DeltaRows, ServedDelta
 from server.engine.kernels.delta import PackedDelta, pack_delta
 from server.engine.kernels.library import (
     BatchStruct,
+    HeadFunction,
     KernelLibrary,
     LayerStruct,
     ModelStruct,
     num_threads,
 )
 from server.engine.kernels.packing import PackedLayer, PackedWeights
-from server.engine.model import Batch, ModelGeometry, rotary_tables
+from server.engine.model import ModelGeometry, rotary_tables
 
 _SLACK = 32  # elements behind the KV: a vector load of the last keys may go that far
 
@@ -92,32 +94,57 @@ class CompiledDecoder:
         return pack_delta(self._library, delta, self._geometry.qkv_rows)
 
     def forward(self, batch: Batch) -> torch.Tensor:
-        """Logits [sampling rows, vocabulary] in float32; keeps the batch's keys and values.
-
-        The logits are good until the next call, which writes over them.
-        """
+        """What the layers make of `batch.output_rows`, [rows, hidden] in float32; keeps keys and values."""
         threads = num_threads()
-        num_tokens = len(batch.token_ids)
         residual = self._embed(batch.token_ids)
-        tables = [block for span in batch.spans for block in span.block_table]
-        lengths = [len(span.block_table) for span in batch.spans]
-        rank_pairs = max((_packed(rows).rank_pairs for rows in batch.deltas), default=0)
-        step = BatchStruct.of(
-            num_tokens,
-            len(batch.spans),
-            residual=residual,
-            positions=batch.positions.int(),
-            slots=batch.slots.int(),
-            starts=torch.tensor([0, *(span.stop for span in batch.spans)], dtype=torch.int32),
-            block_tables=torch.tensor(tables, dtype=torch.int32),
-            table_starts=torch.tensor([0, *lengths[:-1]], dtype=torch.int32).cumsum(0, dtype=torch.int32),
-            widths=torch.from_numpy(_row_widths(batch)),
-            **_delta_groups(batch.deltas, num_tokens),
-            rank_pairs=rank_pairs,
+        step = _batch_struct(batch, residual)
+        outputs, rows = None, None
+        if not batch.wants_all:
+            outputs = _batch_struct(batch.outputs(), residual)
+            rows = torch.tensor(batch.output_rows, dtype=torch.int32)
+        self._library.forward(
+            self._model,
+            self._layers,
+            len(self._layers),
+            step,
+            outputs,
+            None if rows is None else rows.data_ptr(),
+            self._workspace_for(len(batch.token_ids), step.rank_pairs, threads),
+            threads,
         )
-        workspace = self._workspace_for(num_tokens, rank_pairs, threads)
-        self._library.forward(self._model, self._layers, len(self._layers), step, workspace, threads)
-        return self._logits(residual, batch.sampling_rows.int(), workspace, threads)
+        return residual[: len(batch.output_rows)]
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """[rows, vocabulary] in float32, of rows that `forward` gave. The next call writes over them."""
+        if len(hidden) > len(self._logits_memory):
+            # Kept: memory fresh from the system costs a page fault for every 1,024 logits.
+            self._logits_memory = torch.empty(len(hidden), self._vocab_size)
+        logits = self._logits_memory[: len(hidden)]
+        self._head(self._library.head, hidden, logits)
+        return logits
+
+    def likeliest(self, hidden: torch.Tensor) -> torch.Tensor:
+        """[rows] the token of the largest logit, the lowest id on a tie, of rows that `forward` gave."""
+        token_ids = torch.empty(len(hidden), dtype=torch.int32)
+        self._head(self._library.likeliest, hidden, token_ids)
+        return token_ids
+
+    def _head(self, function: HeadFunction, hidden: torch.Tensor, to: torch.Tensor) -> None:
+        if not len(hidden):
+            return
+        threads = num_threads()
+        hidden = hidden.contiguous()
+        function(
+            self._model,
+            hidden.data_ptr(),
+            len(hidden),
+            self._weights.norm.data_ptr(),
+            self._weights.head.data_ptr(),
+            self._vocab_size,
+            to.data_ptr(),
+            self._workspace_for(len(hidden), 0, threads),
+            threads,
+        )
 
     def _embed(self, token_ids: torch.Tensor) -> torch.Tensor:
         """[tokens] → [tokens, hidden] float32."""
@@ -129,28 +156,6 @@ class CompiledDecoder:
             head.data_ptr(), head.shape[1], token_ids.data_ptr(), *rows.shape, rows.data_ptr(), 1
         )
         return rows
-
-    def _logits(
-        self, residual: torch.Tensor, rows: torch.Tensor, workspace: int, threads: int
-    ) -> torch.Tensor:
-        if len(rows) > len(self._logits_memory):
-            # Kept: memory fresh from the system costs a page fault for every 1,024 logits.
-            self._logits_memory = torch.empty(len(rows), self._vocab_size)
-        logits = self._logits_memory[: len(rows)]
-        if len(rows):
-            self._library.head(
-                self._model,
-                residual.data_ptr(),
-                rows.data_ptr(),
-                len(rows),
-                self._weights.norm.data_ptr(),
-                self._weights.head.data_ptr(),
-                self._vocab_size,
-                logits.data_ptr(),
-                workspace,
-                threads,
-            )
-        return logits
 
     def _workspace_for(self, num_tokens: int, rank_pairs: int, threads: int) -> int:
         """The address of memory for a step of that many tokens; grows to the largest step."""
@@ -178,6 +183,25 @@ def layer_struct(layer: PackedLayer, kv: PackedKV, window: int | None) -> LayerS
         values=kv.values.data_ptr(),
         neurons=layer.neurons,
         window=window or 0,
+    )
+
+
+def _batch_struct(batch: Batch, residual: torch.Tensor) -> BatchStruct:
+    """`residual`: [tokens or more, hidden] float32."""
+    tables = [block for span in batch.spans for block in span.block_table]
+    lengths = [len(span.block_table) for span in batch.spans]
+    return BatchStruct.of(
+        len(batch.token_ids),
+        len(batch.spans),
+        residual=residual,
+        positions=batch.positions.int(),
+        slots=batch.slots.int(),
+        starts=torch.tensor([0, *(span.stop for span in batch.spans)], dtype=torch.int32),
+        block_tables=torch.tensor(tables, dtype=torch.int32),
+        table_starts=torch.tensor([0, *lengths[:-1]], dtype=torch.int32).cumsum(0, dtype=torch.int32),
+        widths=torch.from_numpy(_row_widths(batch)),
+        **_delta_groups(batch.deltas, len(batch.token_ids)),
+        rank_pairs=max((_packed(rows).rank_pairs for rows in batch.deltas), default=0),
     )
 
 

@@ -3,7 +3,7 @@
 import ctypes
 import importlib.util
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from ctypes import POINTER, c_float, c_int, c_int32, c_int64, c_void_p
 from functools import cache
 from pathlib import Path
@@ -88,6 +88,9 @@ class BatchStruct(ctypes.Structure):
         return struct
 
 
+HeadFunction = Callable[..., None]  # both take the same
+
+
 class KernelLibrary:
     """The functions of src/kernels.cpp; ctypes checks the types of their arguments. Pointers are data_ptr()s.
 
@@ -116,11 +119,10 @@ class KernelLibrary:
         self.workspace_bytes = function("workspace_bytes", model, *[c_int] * 4, returns=c_int64)
         self.attention_block = function("attention_block", model, layer, batch, c_void_p, c_int)
         self.mlp_block = function("mlp_block", model, layer, batch, c_void_p, c_int)
-        self.forward = function("forward", model, layer, c_int, batch, c_void_p, c_int)
-        self.head = function(
-            "head",
-            *(model, c_void_p, c_void_p, c_int, c_void_p, c_void_p, c_int, c_void_p, c_void_p, c_int),
-        )
+        self.forward = function("forward", model, layer, c_int, batch, batch, *[c_void_p] * 2, c_int)
+        head = (model, c_void_p, c_int, c_void_p, c_void_p, c_int, c_void_p, c_void_p, c_int)
+        self.head: HeadFunction = function("head", *head)
+        self.likeliest: HeadFunction = function("likeliest", *head)
 
 
 @cache

@@ -85,6 +85,18 @@ class Case:
         size = self.library.workspace_bytes(self.model, num_tokens, self.layer.neurons, 0, threads)
         return torch.empty(size, dtype=torch.uint8)
 
+    def head(self, x: torch.Tensor, weight: torch.Tensor, threads: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Logits [rows, outputs] and the likeliest of each row, by two calls; `weight`: [outputs, hidden]."""
+        panels = pack_matrix(self.memory, weight)
+        workspace = self.workspace(len(x), threads)
+        logits, likeliest = torch.empty(len(x), len(weight)), torch.empty(len(x), dtype=torch.int32)
+        for function, to in ((self.library.head, logits), (self.library.likeliest, likeliest)):
+            function(
+                *(self.model, x.data_ptr(), len(x), self.norm.data_ptr(), panels.data_ptr(), len(weight)),
+                *(to.data_ptr(), workspace.data_ptr(), threads),
+            )
+        return logits, likeliest
+
     def normed(self, x: torch.Tensor) -> torch.Tensor:
         return F.rms_norm(x, (self.hidden,), self.norm, EPS)
 
@@ -131,21 +143,37 @@ def rows(count: int, hidden: int) -> torch.Tensor:
 @pytest.mark.parametrize("threads", [1, 3])
 @pytest.mark.parametrize(("hidden", "outputs"), [(16, 1), (64, 320), (192, 1000), (896, 49)])
 def test_head(hidden: int, outputs: int, threads: int) -> None:
-    """Norm and a product whose sizes do not fill the panels, for chosen rows."""
+    """Norm and a product whose sizes do not fill the panels; and where the largest of it is."""
     case = Case(hidden)
     weight = (torch.randn(outputs, hidden) * hidden**-0.5).bfloat16()
-    panels = pack_matrix(case.memory, weight)
     for count in (1, 2, 13, 14, 40):
-        x = rows(count + 3, hidden)
-        chosen = torch.randperm(count + 3)[:count].int()
-        logits = torch.empty(count, outputs)
-        workspace = case.workspace(count, threads)
-        case.library.head(
-            case.model,
-            *(x.data_ptr(), chosen.data_ptr(), count, case.norm.data_ptr(), panels.data_ptr(), outputs),
-            *(logits.data_ptr(), workspace.data_ptr(), threads),
-        )
-        assert_close(logits, F.linear(rounded(case.normed(x[chosen])), weight.float()))
+        x = rows(count, hidden)
+        logits, likeliest = case.head(x, weight, threads)
+        assert_close(logits, F.linear(rounded(case.normed(x)), weight.float()))
+        assert torch.equal(likeliest, logits.argmax(-1))
+
+
+@compiled
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_the_likeliest_is_the_first_of_equals(threads: int) -> None:
+    """Many outputs are equal, and the largest are often twins far from each other, as in any vocabulary."""
+    case = Case(32)
+    rand = torch.Generator().manual_seed(3)
+    for outputs in (5, 70, 1000):
+        weight = torch.randn(outputs, 32, generator=rand).bfloat16()
+        twins = torch.randint(0, outputs, (outputs,), generator=rand)
+        for x in (rows(30, 32), torch.zeros(3, 32), -torch.ones(2, 32)):
+            logits, likeliest = case.head(x, weight[twins], threads)
+            assert torch.equal(likeliest, logits.argmax(-1))
+
+
+@compiled
+def test_the_likeliest_is_a_token_whatever_the_network_says() -> None:
+    case = Case(32)
+    for value in (torch.nan, torch.inf, -torch.inf):
+        for outputs in (1, 40):
+            _, likeliest = case.head(rows(2, 32), torch.full((outputs, 32), value).bfloat16(), 2)
+            assert ((likeliest >= 0) & (likeliest < outputs)).all()
 
 
 @compiled

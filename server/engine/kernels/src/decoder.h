@@ -48,20 +48,28 @@ inline MapDeltas deltas_of(const Team& team, const Batch& batch, int index, LowR
   return deltas;
 }
 
-// residual += attention(norm(residual)) of layer `index`. `tiles`: of the tokens, regardless of widths.
-inline void attention_block(const Team& team, const Model& model, const Layer& layer, const Batch& batch, int index,
-                            const RowTiles& tiles, const Scratch& scratch) {
+// First half of a layer's attention: queries of the residual stream to `scratch.qkv`, keys and values to the cache.
+// `tiles`: of the tokens, regardless of widths.
+inline void queries_and_cache(const Team& team, const Model& model, const Layer& layer, const Batch& batch, int index,
+                              const RowTiles& tiles, const Scratch& scratch) {
   float* sums = scratch.sums + static_cast<size_t>(team.id) * batch.tokens * kPanel;
-  const int hidden_pairs = model.hidden / 2, attended_pairs = model.heads * model.head_dim / 2;
-  rms_norm(team, batch.residual, nullptr, layer.input_norm, model.hidden, model.eps, tiles, scratch.normed);
+  const int hidden_pairs = model.hidden / 2;
+  rms_norm(team, batch.residual, layer.input_norm, model.hidden, model.eps, tiles, scratch.normed);
   team.barrier();
   const MapDeltas to_qkv = deltas_of(team, batch, index, &LayerDelta::qkv, scratch.normed, hidden_pairs, tiles, false,
                                      scratch, sums);
   multiply_panels(team, layer.qkv, hidden_pairs, scratch.normed, tiles, false,
-                  {scratch.qkv, model.qkv_columns(), Output::kBfloat16, layer.qkv_bias}, sums, to_qkv);
+                  Destination{scratch.qkv, model.qkv_columns(), Output::kBfloat16, layer.qkv_bias}, sums, to_qkv);
   team.barrier();
   rotate_and_cache(team, model, layer, batch, scratch.qkv);
   team.barrier();
+}
+
+// Second half: residual += attention of the queries.
+inline void attend_and_project(const Team& team, const Model& model, const Layer& layer, const Batch& batch, int index,
+                               const RowTiles& tiles, const Scratch& scratch) {
+  float* sums = scratch.sums + static_cast<size_t>(team.id) * batch.tokens * kPanel;
+  const int attended_pairs = model.heads * model.head_dim / 2;
   attend(team, model, layer, batch, scratch.qkv, tiles, scratch.attended, scratch.partials);
   team.barrier();
   if (team.count > 1) {
@@ -72,7 +80,7 @@ inline void attention_block(const Team& team, const Model& model, const Layer& l
   const MapDeltas to_output = deltas_of(team, batch, index, &LayerDelta::output, scratch.attended, attended_pairs,
                                         tiles, false, scratch, sums);
   multiply_panels(team, layer.output, attended_pairs, scratch.attended, tiles, false,
-                  {batch.residual, model.hidden, Output::kAddFloat32, layer.output_bias}, sums, to_output);
+                  Destination{batch.residual, model.hidden, Output::kAddFloat32, layer.output_bias}, sums, to_output);
   team.barrier();
 }
 
@@ -81,7 +89,7 @@ inline void mlp_block(const Team& team, const Model& model, const Layer& layer, 
                       const int32_t* widths, const Scratch& scratch) {
   const RowTiles tiles = make_tiles(batch.tokens, widths, batch.groups, batch.group_ends);
   float* sums = scratch.sums + static_cast<size_t>(team.id) * batch.tokens * kPanel;
-  rms_norm(team, batch.residual, nullptr, layer.mlp_norm, model.hidden, model.eps, tiles, scratch.normed);
+  rms_norm(team, batch.residual, layer.mlp_norm, model.hidden, model.eps, tiles, scratch.normed);
   team.barrier();
   const PackedRows neurons{scratch.neurons.data, layer.neurons / 2};
   const MapDeltas to_neurons = deltas_of(team, batch, index, &LayerDelta::gate_up, scratch.normed, model.hidden / 2,
@@ -91,7 +99,7 @@ inline void mlp_block(const Team& team, const Model& model, const Layer& layer, 
   const MapDeltas to_down =
       deltas_of(team, batch, index, &LayerDelta::down, neurons, layer.neurons / 2, tiles, true, scratch, sums);
   multiply_panels(team, layer.down, layer.neurons / 2, neurons, tiles, true,
-                  {batch.residual, model.hidden, Output::kAddFloat32, nullptr}, sums, to_down);
+                  Destination{batch.residual, model.hidden, Output::kAddFloat32, nullptr}, sums, to_down);
   team.barrier();
 }
 

@@ -4,7 +4,7 @@
 
 #include <sys/mman.h>
 
-#include "decoder.h"
+#include "head.h"
 
 using namespace secateur;
 
@@ -76,7 +76,11 @@ SECATEUR_EXPORT void secateur_attention_block(const Model* model, const Layer* l
   const RowTiles tiles = make_tiles(batch->tokens, nullptr, batch->groups, batch->group_ends);
   Meeting meeting(threads);
 #pragma omp parallel num_threads(threads)
-  attention_block(Team::current(meeting), *model, *layer, *batch, 0, tiles, scratch);
+  {
+    const Team team = Team::current(meeting);
+    queries_and_cache(team, *model, *layer, *batch, 0, tiles, scratch);
+    attend_and_project(team, *model, *layer, *batch, 0, tiles, scratch);
+  }
 }
 
 // One layer's MLP: residual += mlp(norm(residual)), at the first layer's widths in `batch`.
@@ -90,39 +94,57 @@ SECATEUR_EXPORT void secateur_mlp_block(const Model* model, const Layer* layer, 
 }
 
 // All layers in one call, so that a step asks for Python's lock once.
+//
+// outputs: the only tokens that the last layer computes more than keys and values of, or null for all of them: tokens
+// `rows` of `batch`, with the same residual, which they are moved to the front of, and the last layer's widths.
 SECATEUR_EXPORT void secateur_forward(const Model* model, const Layer* layers, int num_layers, const Batch* batch,
-                                      void* workspace, int threads) {
+                                      const Batch* outputs, const int32_t* rows, void* workspace, int threads) {
   int neurons = 0;
   for (int i = 0; i < num_layers; ++i) neurons = std::max(neurons, layers[i].neurons);
   Workspace memory(workspace);
   const Scratch scratch(memory, *model, batch->tokens, neurons, batch->rank_pairs, threads);
-  const RowTiles tiles = make_tiles(batch->tokens, nullptr, batch->groups, batch->group_ends);
+  RowTiles tiles = make_tiles(batch->tokens, nullptr, batch->groups, batch->group_ends);
+  RowTiles output_tiles;
+  if (outputs) output_tiles = make_tiles(outputs->tokens, nullptr, outputs->groups, outputs->group_ends);
   Meeting meeting(threads);
 #pragma omp parallel num_threads(threads)
   {
     const Team team = Team::current(meeting);
+    const auto rest = [&](int i, const Batch& tokens, const RowTiles& their_tiles, const int32_t* widths) {
+      attend_and_project(team, *model, layers[i], tokens, i, their_tiles, scratch);
+      mlp_block(team, *model, layers[i], tokens, i, widths, scratch);
+    };
     for (int i = 0; i < num_layers; ++i) {
-      attention_block(team, *model, layers[i], *batch, i, tiles, scratch);
-      mlp_block(team, *model, layers[i], *batch, i, batch->widths + static_cast<size_t>(i) * batch->tokens, scratch);
+      queries_and_cache(team, *model, layers[i], *batch, i, tiles, scratch);
+      if (i < num_layers - 1 || !outputs)
+        rest(i, *batch, tiles, batch->widths + static_cast<size_t>(i) * batch->tokens);
+    }
+    if (outputs && outputs->tokens) {
+      keep_rows(team, rows, outputs->tokens, batch->residual, model->hidden * sizeof(float));
+      keep_rows(team, rows, outputs->tokens, scratch.qkv, model->qkv_columns() * sizeof(Bfloat16));
+      team.barrier();
+      rest(num_layers - 1, *outputs, output_tiles, outputs->widths);
     }
   }
 }
 
-// Norm and head: logits [count][outputs] float32 of the rows of `residual` that `rows` names.
-SECATEUR_EXPORT void secateur_head(const Model* model, const float* residual, const int32_t* rows, int count,
-                                   const float* norm, const Pair* head, int outputs, float* logits, void* workspace,
-                                   int threads) {
-  Workspace memory(workspace);
-  const Scratch scratch(memory, *model, count, 0, 0, threads);
-  const RowTiles tiles = make_tiles(count, nullptr);
-  Meeting meeting(threads);
-#pragma omp parallel num_threads(threads)
-  {
-    const Team team = Team::current(meeting);
-    rms_norm(team, residual, rows, norm, model->hidden, model->eps, tiles, scratch.normed);
-    team.barrier();
-    multiply_panels(team, head, model->hidden / 2, scratch.normed, tiles, false,
-                    {logits, outputs, Output::kFloat32, nullptr},
-                    scratch.sums + static_cast<size_t>(team.id) * count * kPanel);
+// Norm and head of `count` rows of `hidden`: logits [count][outputs] float32.
+SECATEUR_EXPORT void secateur_head(const Model* model, const float* hidden, int count, const float* norm,
+                                   const Pair* head, int outputs, float* logits, void* workspace, int threads) {
+  multiply_head(*model, hidden, count, norm, head, workspace, threads,
+                [&](const Team&) { return Destination{logits, outputs, Output::kFloat32, nullptr}; });
+}
+
+// The same, but only where the largest logit of each row is, the first of equals: token_ids [count].
+SECATEUR_EXPORT void secateur_likeliest(const Model* model, const float* hidden, int count, const float* norm,
+                                        const Pair* head, int outputs, int32_t* token_ids, void* workspace,
+                                        int threads) {
+  const size_t stride = count;
+  std::vector<Largest> largest(threads * stride);  // [threads][count]
+  multiply_head(*model, hidden, count, norm, head, workspace, threads,
+                [&](const Team& team) { return LargestOutputs{&largest[team.id * stride], outputs}; });
+  for (int row = 0; row < count; ++row) {
+    for (int thread = 1; thread < threads; ++thread) largest[row].take(largest[thread * stride + row]);
+    token_ids[row] = largest[row].where();
   }
 }

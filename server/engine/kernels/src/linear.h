@@ -18,21 +18,22 @@ struct Destination {
   int columns;
   Output kind;
   const float* bias;
-};
 
-inline void store(const Destination& to, int row, int column, __m512 values) {
-  const __mmask16 lanes = first_lanes(to.columns - column);
-  if (lanes == 0) return;
-  if (to.bias) values = _mm512_add_ps(values, _mm512_maskz_loadu_ps(lanes, to.bias + column));
-  const size_t at = static_cast<size_t>(row) * to.columns + column;
-  if (to.kind == Output::kBfloat16) {
-    _mm256_mask_storeu_epi16(static_cast<Bfloat16*>(to.data) + at, lanes, round_to_bfloat16(values));
-    return;
+  // Takes outputs `column` to `column + 15` of a row, those that exist.
+  void operator()(int row, int column, __m512 values) const {
+    const __mmask16 lanes = first_lanes(columns - column);
+    if (lanes == 0) return;
+    if (bias) values = _mm512_add_ps(values, _mm512_maskz_loadu_ps(lanes, bias + column));
+    const size_t at = static_cast<size_t>(row) * columns + column;
+    if (kind == Output::kBfloat16) {
+      _mm256_mask_storeu_epi16(static_cast<Bfloat16*>(data) + at, lanes, round_to_bfloat16(values));
+      return;
+    }
+    float* sums = static_cast<float*>(data) + at;
+    if (kind == Output::kAddFloat32) values = _mm512_add_ps(values, _mm512_maskz_loadu_ps(lanes, sums));
+    _mm512_mask_storeu_ps(sums, lanes, values);
   }
-  float* sums = static_cast<float*>(to.data) + at;
-  if (to.kind == Output::kAddFloat32) values = _mm512_add_ps(values, _mm512_maskz_loadu_ps(lanes, sums));
-  _mm512_mask_storeu_ps(sums, lanes, values);
-}
+};
 
 // Adds a piece of the summed dimension to `sums` [R][32].
 template <int R>
@@ -120,10 +121,12 @@ inline void multiply_inner(const Team& team, const MapDeltas& deltas, const Pack
 // The team multiplies `rows` with all panels of `weights`.
 //
 // weights: [panels][weight_pairs][32]. A tile sums over its first 8 * blocks pairs where `prefix`, else over all.
+// to: takes 16 outputs of a row at a time, and says how many `columns` there are (Destination).
 // sums: this thread's, [rows][32].
 // deltas: with `inner` computed.
+template <class To>
 inline void multiply_panels(const Team& team, const Pair* weights, int weight_pairs, const PackedRows& rows,
-                            const RowTiles& tiles, bool prefix, const Destination& to, float* sums,
+                            const RowTiles& tiles, bool prefix, const To& to, float* sums,
                             const MapDeltas& deltas = {}) {
   const int panels = (to.columns + kPanel - 1) / kPanel;
   const auto depth = [&](const RowTile& tile) { return prefix ? tile.blocks * 8 : weight_pairs; };
@@ -158,7 +161,7 @@ inline void multiply_panels(const Team& team, const Pair* weights, int weight_pa
     for (const RowTile& tile : tiles)
       for (int row = tile.first; row < tile.first + tile.rows; ++row)
         for (int half = 0; half < 2; ++half)
-          store(to, row, panel * kPanel + half * kLanes, _mm512_load_ps(sums + row * kPanel + half * kLanes));
+          to(row, panel * kPanel + half * kLanes, _mm512_load_ps(sums + row * kPanel + half * kLanes));
   });
 }
 

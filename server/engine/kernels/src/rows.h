@@ -1,8 +1,9 @@
-// What is done to each token by itself: root mean square norms, rotary embedding, writing keys and values.
+// What is done to each token by itself: root mean square norms, rotary embedding, writing keys and values, moving.
 
 #pragma once
 
 #include <cmath>
+#include <cstring>
 
 #include "model.h"
 #include "tiles.h"
@@ -20,14 +21,13 @@ inline float inverse_rms(const float* x, int count, float eps) {
 }
 
 // Zhang and Sennrich 2019 (arXiv 1910.07467), from float32 rows [tokens][hidden] to packed bfloat16 rows.
-// `chosen`, where given, names the row of `x` that each row of `to` is the norm of.
-inline void rms_norm(const Team& team, const float* x, const int32_t* chosen, const float* weight, int hidden,
-                     float eps, const RowTiles& tiles, const PackedRows& to) {
+inline void rms_norm(const Team& team, const float* x, const float* weight, int hidden, float eps,
+                     const RowTiles& tiles, const PackedRows& to) {
   const int tokens = tiles.back().first + tiles.back().rows;
   const int begin = team.begin(tokens), end = team.end(tokens);
   for (const RowTile& tile : tiles) {
     for (int row = std::max(begin, tile.first); row < std::min(end, tile.first + tile.rows); ++row) {
-      const float* values = x + static_cast<size_t>(chosen ? chosen[row] : row) * hidden;
+      const float* values = x + static_cast<size_t>(row) * hidden;
       const __m512 scale = _mm512_set1_ps(inverse_rms(values, hidden, eps));
       for (int i = 0; i < hidden; i += kLanes) {
         const __m512 v = _mm512_mul_ps(_mm512_loadu_ps(values + i), scale);
@@ -36,6 +36,15 @@ inline void rms_norm(const Team& team, const float* x, const int32_t* chosen, co
       }
     }
   }
+}
+
+// Moves the rows `kept` [count], which are in order, to the front of `rows`, of so many bytes each. Each thread moves
+// some columns.
+inline void keep_rows(const Team& team, const int32_t* kept, int count, void* rows, size_t row_bytes) {
+  const int begin = team.begin(row_bytes), end = team.end(row_bytes);
+  char* columns = static_cast<char*>(rows) + begin;
+  for (int row = 0; row < count; ++row)
+    if (kept[row] != row) std::memcpy(columns + row * row_bytes, columns + kept[row] * row_bytes, end - begin);
 }
 
 // One head of a query or key, in place: its norm where there is one, then rotary position embedding (arXiv
