@@ -123,7 +123,7 @@ class Calibration:
         Sums are deterministic for a given machine, dtype and versions. Raises ProfileError, MemoryBoundError.
         """
         shape = (self.architecture.num_layers, self.architecture.intermediate_size)
-        layers_at_once = self._layers_at_once()
+        layers_at_once = self.layers_at_once
         target_sums, distractor_sums, taylor = MomentSums(*shape), MomentSums(*shape), TaylorSums(*shape)
         total = len(self.targets) + len(self.distractors)
         with tqdm(total=total, desc=description, unit="sequence", disable=not progress) as bar:
@@ -153,8 +153,12 @@ class Calibration:
             down_norm=down_norm,
         )
 
-    def _layers_at_once(self) -> int:
-        """Layers whose activations the bound has room for between the pass forward and the pass back."""
+    @property
+    def layers_at_once(self) -> int:
+        """Layers whose activations the bound has room for between the pass forward and the pass back.
+
+        Raises MemoryBoundError where that is none.
+        """
         num_layers, num_neurons = self.architecture.num_layers, self.architecture.intermediate_size
         if self.max_memory_bytes is None:
             return num_layers

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,13 +13,17 @@ from transformers import AutoModelForCausalLM
 
 from eval.tasks.registry import open_calibration
 from pruning import compensation, layer_fit
-from pruning.calibration import CalibrationData
+from pruning.batches import TokenSequence, pad_batch
+from pruning.calibration import CalibrationData, load_network
 from pruning.checkpoint import Checkpoint, open_checkpoint
 from pruning.compensation import CompensationSettings, compensate
 from pruning.delta import Delta
 from pruning.errors import DeltaError, MemoryBoundError
+from pruning.layer_fit import LayerFit, RoleBatch
+from pruning.layerwise import LayerwiseModel
 from pruning.ranking import Ranking, rank
 from pruning.slicing import merge_delta, slice_model
+from pruning.streams import Streams, StreamStore
 from pruning.widths import widths_at
 from server.profiles import calibration_data, open_model
 from server.settings import ProfileSettings, load_settings
@@ -127,6 +132,31 @@ def test_the_first_layer_is_the_dense_solve(tiny: Checkpoint, tmp_path: Path) ->
 
     expected = solved(fitted + judged, min(layer_fit.RIDGES, key=left))
     assert (found - expected).norm() < 0.01 * expected.norm()  # in bfloat16
+
+
+def test_a_layer_is_to_mend_half_of_what_is_amiss(tiny: Checkpoint, tmp_path: Path) -> None:
+    """t is half what the dense MLP makes of x, half what leads back to the dense stream, by hand."""
+    model = LayerwiseModel(load_network(tiny, torch.device("cpu"), torch.float32))
+    batch = RoleBatch("fitted", pad_batch([TokenSequence((5, 6, 7))], torch.device("cpu")))
+    store = StreamStore(tmp_path, 0, torch.device("cpu"))
+    run = LayerFit(model, ranking(), WIDTHS, 4, [batch], store)
+    dense, corrected = torch.randn(2, 1, 3, 64, generator=torch.Generator().manual_seed(5))
+    seen: list[torch.Tensor] = []
+
+    class Sums:
+        def add(self, *given: torch.Tensor) -> None:
+            seen.extend(given)
+
+    neurons = run._neurons(0)
+    with torch.no_grad():
+        run._add(0, neurons, Streams(dense, corrected, None), batch, SimpleNamespace(fitted=Sums()))
+        x = model.mlp_input(0, corrected[0])
+        mlp, kept = model.mlps[0], ranking().permutation[0, : WIDTHS[0]]
+        h = (F.silu(mlp.gate_proj(x)) * mlp.up_proj(x))[:, kept]
+        back = dense[0] + mlp(model.mlp_input(0, dense[0])) - corrected[0]
+        missing = (mlp(x) + back) / 2 - h @ mlp.down_proj.weight[:, kept].T
+    for found, expected in zip(seen, (h, missing, 1 / corrected[0].square().mean(dim=1)), strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_an_interrupted_fit_goes_on_to_the_same_delta(

@@ -1,6 +1,6 @@
 """What is needed is named, what is measured within a bound is the same, and the bound decides how."""
 
-import re
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -9,7 +9,7 @@ import torch
 from pruning import calibration
 from pruning.activations import decoder
 from pruning.batches import TokenSequence, pad_batch
-from pruning.calibration import CalibrationData, load_network, start_calibration
+from pruning.calibration import Calibration, CalibrationData, load_network, start_calibration
 from pruning.checkpoint import Checkpoint, open_checkpoint
 from pruning.errors import MemoryBoundError
 from pruning.gradients import add_moments_and_gradients
@@ -66,21 +66,37 @@ def test_the_bound_decides_how_many_layers_are_held_and_the_profile_is_the_same(
 
     monkeypatch.setattr(calibration, "add_moments_and_gradients", noted)
     unbounded = started(checkpoint, None)
-    whole = unbounded.measure(progress=False)
     a_layer = layer_bytes(unbounded.model, pad_batch(unbounded.targets, torch.device("cpu")))
-    bound = 0
-    while True:
-        try:
-            within = started(checkpoint, bound).measure(progress=False)
-            break
-        except MemoryBoundError as refused:
-            bound = int(float(re.search(r"at least ([\d.]+) GiB", str(refused))[1]) * 2**30) + 1
-    more = started(checkpoint, bound + a_layer).measure(progress=False)
+    least = least_bound(unbounded)
+    assert least > weight_bytes(unbounded.model) + a_layer
+    profiles = [unbounded.measure(progress=False)]
+    for layers in range(LAYERS + 1):
+        within = dataclasses.replace(unbounded, max_memory_bytes=least + layers * a_layer)
+        profiles.append(within.measure(progress=False))
+    assert seen == [LAYERS, 1, 2, LAYERS, LAYERS]
+    assert len({profile.digest for profile in profiles}) == 1
 
-    assert seen[0] == LAYERS
-    assert seen[1] < seen[2] or seen[1] == LAYERS
-    assert bound > weight_bytes(unbounded.model)
-    assert within.digest == more.digest == whole.digest
+
+def least_bound(unbounded: Calibration) -> int:
+    """To the byte."""
+    refused, works = 0, 2**40
+    while works - refused > 1:
+        bound = (refused + works) // 2
+        try:
+            assert dataclasses.replace(unbounded, max_memory_bytes=bound).layers_at_once >= 1
+            works = bound
+        except MemoryBoundError:
+            refused = bound
+    return works
+
+
+def test_answers_are_within_the_bound_too_and_it_is_kept(checkpoint: Checkpoint) -> None:
+    with pytest.raises(
+        MemoryBoundError, match=r"answering the prompts takes at least .* a batch that is answ"
+    ):
+        started(checkpoint, 500_000)
+    with pytest.raises(MemoryBoundError, match=r"measuring the neurons takes at least 0\.\d+ GiB: the model"):
+        started(checkpoint, 1_500_000).measure(progress=False)
 
 
 def test_a_layer_is_counted_without_its_weights_and_with_its_neurons(checkpoint: Checkpoint) -> None:
