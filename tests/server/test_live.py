@@ -5,7 +5,9 @@ from dataclasses import replace
 
 import pytest
 
-from server.live import Accuracy, LiveHistory, Reading, VariantInterval, interval
+from server.live import Accuracy, Interval, LiveHistory, Reading, VariantInterval, interval
+from server.live_schema import Series
+from server.live_source import _series
 from server.totals import Totals
 
 NOTHING = Totals({}, 0, {}, {}, (), ())
@@ -149,3 +151,41 @@ def test_it_reads_at_once_and_again_until_cancelled() -> None:
 
     asyncio.run(main())
     assert [found.time - EPOCH for found in kept.since(None)][:3] == [1.0, 2.0, 3.0]
+
+
+def test_each_series_is_the_column_of_its_name() -> None:
+    told = _series(
+        [
+            Interval(
+                time=1.0,
+                generation_tokens_per_second=2.0,
+                prompt_tokens_per_second=3.0,
+                requests_per_second=4.0,
+                rejections_per_second=5.0,
+                running=6,
+                waiting=7,
+                kv_usage_ratio=8.0,
+                first_token_p50=9.0,
+                first_token_p95=10.0,
+                inter_token_p50=11.0,
+                inter_token_p95=None,
+                process_bytes=13,
+                variants={},
+            )
+        ]
+    )
+    assert told == Series(
+        time=[1.0],
+        generation_tokens_per_second=[2.0],
+        prompt_tokens_per_second=[3.0],
+        requests_per_second=[4.0],
+        rejections_per_second=[5.0],
+        running=[6],
+        waiting=[7],
+        kv_usage_ratio=[8.0],
+        time_to_first_token_p50_seconds=[9.0],
+        time_to_first_token_p95_seconds=[10.0],
+        inter_token_p50_seconds=[11.0],
+        inter_token_p95_seconds=[None],
+        process_bytes=[13],
+    )
