@@ -116,7 +116,9 @@ export class Playground {
     for (const lane of this.#lanes) lane.allowRemoval(this.#lanes.length > 1);
     byId("add-lane").disabled = this.#lanes.length === MAX_LANES;
     byId("run").disabled = !this.#lanes.some((lane) => lane.variant);
-    if (this.#served) history.replaceState(null, "", writeLink({ view: "playground", parameters: this.parameters }));
+    if (this.#served && !byId("playground").hidden) {
+      history.replaceState(null, "", writeLink({ view: "playground", parameters: this.parameters }));
+    }
     this.#writeCode();
     this.#draw();
   }

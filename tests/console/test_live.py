@@ -1,0 +1,148 @@
+"""The live view in a real browser: it says what the server says, and goes on by itself whatever happens."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from playwright.sync_api import Locator, Page, expect
+
+from tests.console.conftest import OpenPage, serving
+from tests.integration.live import Live, Tiny
+from tests.integration.sabotage import between_steps, reverse_neurons
+
+DENSE, PRUNED = "math-mini:s0", "math-mini:s20"
+NUM_CHARTS = 8
+
+
+def ask(live: Live, variant: str, times: int) -> None:
+    body = {"model": variant, "messages": [{"role": "user", "content": "7 + 5"}], "max_tokens": 4}
+    with live.client() as client:
+        for _ in range(times):
+            assert client.post("/v1/chat/completions", json=body).status_code == 200
+
+
+def cell(page: Page, variant: str, column: str) -> Locator:
+    """Of the table of sizes."""
+    headings = page.locator("#live-variants thead th").all_inner_texts()
+    row = page.locator("#live-variants tbody tr").filter(has=page.get_by_role("rowheader", name=variant))
+    return row.locator("th, td").nth(headings.index(column))
+
+
+def test_numbers_change_by_themselves(math_mini: Tiny, open_page: OpenPage) -> None:
+    with serving(math_mini) as live, open_page(live, "#live") as page:
+        expect(page.locator("#connection")).to_contain_text("Serving math-mini since")
+        expect(cell(page, PRUNED, "Requests")).to_have_text("0")
+        ask(live, PRUNED, 3)
+        expect(cell(page, PRUNED, "Requests")).to_have_text("3")
+        expect(cell(page, DENSE, "Requests")).to_have_text("0")
+        expect(page.locator("#charts canvas")).to_have_count(NUM_CHARTS)
+        first = page.locator("#figures > div").filter(has_text="First token, p95").locator("dd")
+        expect(first).to_contain_text("s")
+        # A chart's numbers are those of the API, newest first.
+        chart = page.get_by_role("figure").filter(has_text="Tokens per second")
+        chart.get_by_text("Numbers").click()
+        with live.client() as client:
+            series = client.get("/v1/live").json()["series"]
+        most = max(value for value in series["generation_tokens_per_second"])
+        told = f"{most:,.0f}" if most >= 100 else f"{most:.3g}"
+        expect(chart.get_by_role("cell", name=told, exact=True).first).to_be_attached()
+
+
+def test_a_restart_is_survived(math_mini: Tiny, open_page: OpenPage) -> None:
+    with serving(math_mini) as live:
+        port = httpx.URL(live.url).port
+        opened = open_page(live, "#live")
+        page = opened.__enter__()
+        ask(live, PRUNED, 2)
+        expect(cell(page, PRUNED, "Requests")).to_have_text("2")
+    try:
+        expect(page.locator("#connection")).to_have_text("Reconnecting …")
+        expect(cell(page, PRUNED, "Requests")).to_have_text("2")  # what was known stays
+        with serving(math_mini, port=port) as live:
+            expect(page.locator("#connection")).to_contain_text("Serving math-mini since")
+            expect(cell(page, PRUNED, "Requests")).to_have_text("0")
+            ask(live, PRUNED, 1)
+            expect(cell(page, PRUNED, "Requests")).to_have_text("1")
+    finally:
+        opened.__exit__(None, None, None)
+
+
+def test_a_demotion_is_seen(math_mini: Tiny, open_page: OpenPage, tmp_path: Path) -> None:
+    judge = {"probe_budget": 1.0, "probe_tolerance": 0.3, "max_num_seqs": 24, "sparsities": (0.0, 0.2)}
+    with serving(math_mini, **judge, cache_dir=tmp_path) as live, open_page(live, "#live") as page:
+        expect(cell(page, PRUNED, "State")).to_have_text("unproven")
+        expect(page.locator("#verdicts")).to_contain_text("No verdict has changed yet.")
+        between_steps(live.engine, reverse_neurons)
+        expect(cell(page, PRUNED, "State")).to_have_text("degraded")
+        verdict = page.locator("#verdicts li").filter(has_text=PRUNED)
+        expect(verdict.first).to_contain_text("unproven → degraded")
+        # The same numbers in the chart's table: accuracy and interval of each size.
+        chart = page.get_by_role("figure").filter(has_text="Accuracy by size")
+        chart.get_by_text("Numbers").click()
+        expect(chart.get_by_role("rowheader")).to_have_text([DENSE, PRUNED])
+        expect(chart).to_contain_text("Safe up to 20 %")
+        expect(chart).to_contain_text("Tolerated")
+
+
+@pytest.mark.parametrize("count", [1, 12])
+def test_one_size_and_twelve(math_mini: Tiny, open_page: OpenPage, count: int) -> None:
+    sparsities = tuple(round(0.05 * i, 2) for i in range(count))
+    with serving(math_mini, sparsities=sparsities, allow_unsafe=True) as live:
+        with open_page(live, "#live") as page:
+            expect(page.locator("#live-variants tbody tr")).to_have_count(count)
+        with open_page(live) as page:
+            expect(page.locator(".lane")).to_have_count(min(count, 2))
+            expect(page.locator(".lane").first.get_by_role("slider")).to_have_attribute("max", str(count - 1))
+
+
+def test_without_the_chart_library_tables_say_the_same(live: Live, open_page: OpenPage) -> None:
+    with open_page(live) as page:
+        page.route("**/vendor/*", lambda route: route.fulfill(status=404))
+        page.goto(f"{live.url}/#variants")
+        page.reload()
+        page.get_by_role("link", name="Live").click()
+        tables = page.locator("#charts table")
+        expect(tables).to_have_count(NUM_CHARTS)
+        expect(tables.nth(1).get_by_role("columnheader")).to_have_text(["Time", "generated", "prompts"])
+        expect(tables.nth(1).locator("tbody tr").first).to_be_visible()
+        expect(page.locator("#charts canvas")).to_have_count(0)
+
+
+def told(started: float, time: list[float], **variants: list[int]) -> dict[str, Any]:
+    """An answer of /v1/live, as far as history.js looks at it."""
+    series = {"time": time, "running": [int(at) for at in time]}
+    found = [{"name": name, "series": {"accuracy": column}} for name, column in variants.items()]
+    return {"started": started, "series": series, "variants": found}
+
+
+def test_answers_add_up_to_a_history(live: Live, open_page: OpenPage) -> None:
+    """New variants begin late, those that are gone are forgotten, and a quarter of an hour is kept."""
+    answers = [
+        told(1, [10, 12], old=[1, 2], kept=[3, 4]),
+        told(1, [14], kept=[5], new=[6]),
+        told(1, []),
+        told(1, [912.5], kept=[7]),
+    ]
+    with open_page(live) as page:
+        histories = page.evaluate(
+            """async (answers) => {
+                const app = document.querySelector('script[type="module"]').src;
+                const { extend, knownUntil } = await import(app.replace("app.js", "history.js"));
+                const histories = [];
+                let history = null;
+                for (const answer of answers) {
+                    history = extend(history, answer);
+                    histories.push([knownUntil(history), JSON.stringify(history)]);
+                }
+                return histories;
+            }""",
+            answers,
+        )
+    assert [until for until, _ in histories] == [12, 14, 14, 912.5]
+    first, second, third, fourth = (json.loads(history) for _, history in histories)
+    assert first == answers[0]
+    assert second == told(1, [10, 12, 14], kept=[3, 4, 5], new=[None, None, 6])
+    assert (third["series"], third["variants"]) == (second["series"], [])
+    assert fourth == told(1, [14, 912.5], kept=[None, 7])

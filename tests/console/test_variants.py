@@ -1,0 +1,78 @@
+"""The list of variants in a real browser: what an administrator does there is done on the server."""
+
+from pathlib import Path
+from typing import Any
+
+from playwright.sync_api import Locator, Page, expect
+
+from tests.console.conftest import OpenPage, serving
+from tests.integration.live import Live, Tiny
+
+DENSE, PRUNED, ADDED = "math-mini:s0", "math-mini:s20", "math-mini:s12.3"
+
+
+def listed(live: Live) -> dict[str, dict[str, Any]]:
+    with live.client() as client:
+        return {variant["id"]: variant for variant in client.get("/v1/variants").json()["data"]}
+
+
+def rows(page: Page) -> Locator:
+    return page.locator("#variant-table tbody tr")
+
+
+def add(page: Page, percent: str) -> None:
+    form = page.locator("#add-variant")
+    form.get_by_label("Neurons removed, %").fill(percent)
+    form.get_by_role("button", name="Add").click()
+
+
+def test_variants_come_and_go(math_mini: Tiny, open_page: OpenPage) -> None:
+    with serving(math_mini) as live, open_page(live, "#variants") as page:
+        told = page.locator("#variants-status")
+        expect(rows(page)).to_have_count(3)
+        expect(page.get_by_role("button", name=f"Retire {DENSE}")).to_be_disabled()
+        add(page, "12.3")
+        expect(told).to_have_text(f"{ADDED} is served now.")
+        expect(rows(page).nth(1)).to_contain_text(ADDED)
+        assert listed(live)[ADDED]["sparsity"] == 0.123
+        add(page, "12.3")
+        expect(told).to_have_text(f"{ADDED} is served already")
+        page.get_by_role("button", name=f"Retire {ADDED}").click()
+        expect(told).to_have_text(f"{ADDED} takes no new requests.")
+        expect(rows(page)).to_have_count(3)
+        assert ADDED not in listed(live)
+        # What somebody else adds appears by itself, in the playground as well.
+        with live.client() as client:
+            client.post("/admin/variants", json={"sparsity": 0.123})
+        expect(rows(page)).to_have_count(4)
+        assert page.url == f"{live.url}/#variants"
+        page.get_by_role("link", name="Playground").click()
+        expect(page.locator(".lane").first.get_by_role("combobox").locator("option")).to_have_count(4)
+
+
+def test_an_admin_key_is_wanted_where_there_is_one(math_mini: Tiny, open_page: OpenPage) -> None:
+    with serving(math_mini, admin_key="sesame") as live, open_page(live, "#variants") as page:
+        told = page.locator("#variants-status")
+        expect(rows(page)).to_have_count(3)
+        add(page, "12.3")
+        expect(told).to_contain_text("the admin key is asked for below")
+        assert ADDED not in listed(live)
+        page.get_by_label("Key", exact=True).fill("sesame")
+        page.get_by_role("button", name="Keep").click()
+        add(page, "12.3")
+        expect(told).to_have_text(f"{ADDED} is served now.")
+        assert page.evaluate("[localStorage.length, document.cookie]") == [0, ""]
+        assert page.evaluate("Object.values(sessionStorage)") == ["sesame"]
+
+
+def test_probes_run_at_once(math_mini: Tiny, open_page: OpenPage, tmp_path: Path) -> None:
+    with serving(math_mini, cache_dir=tmp_path) as live, open_page(live, "#variants") as page:
+        expect(rows(page).nth(1)).to_contain_text("not measured")
+        form = page.locator("#run-probes")
+        form.get_by_label("Size").select_option(PRUNED)
+        form.get_by_label("Items", exact=True).fill("2")
+        form.get_by_role("button", name="Probe").click()
+        expect(page.locator("#probe-told")).to_have_text("Done: 2 of 2 items.")
+        expect(rows(page).nth(1)).to_contain_text("2 items")
+        expect(rows(page).nth(2)).to_contain_text("not measured")  # the others were not asked
+        assert listed(live)[PRUNED]["evidence"]["items"] == 2
