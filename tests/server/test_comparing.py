@@ -184,6 +184,21 @@ def test_an_order_is_replaced_only_by_force(common: list[str], tmp_path: Path) -
     assert file.stat().st_mtime_ns > written
 
 
+def test_tokens_may_be_weighed_and_memory_bounded(
+    common: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    evenly, weighed = tmp_path / "evenly.safetensors", tmp_path / "weighed.safetensors"
+    steps = ["--num-prompts", "2", "--step", "0.3", "--max-sparsity", "0.6"]
+    assert main(["rank", *common, *steps, "--out", str(evenly)]) == 0
+    assert main(["rank", *common, *steps, "--out", str(weighed), "--reweigh"]) == 0
+    assert load_ranking(weighed).ranking.score == "taylor2, reweighed, in steps of 0.3"
+    assert load_ranking(weighed).ranking.digest != load_ranking(evenly).ranking.digest
+    for command in ("rank", "profile"):
+        asked = [command, *common, "--num-prompts", "2", "--out", str(tmp_path / "n"), "--max-memory", "1e-3"]
+        assert main(asked) == EXIT_FAILED
+        assert "the bound is 0.001: raise --max-memory" in capsys.readouterr().err
+
+
 def test_an_order_for_equal_widths_is_not_served_globally(common: list[str], tmp_path: Path) -> None:
     file = tmp_path / "order"
     rank = ["rank", *common, *RANK, "--score", "wanda", "--out", str(file)]

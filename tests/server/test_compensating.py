@@ -47,6 +47,9 @@ def test_the_delta_is_told_and_nothing_else_is_left(
     assert f"{found.settings['kl_nats_before']:.5f} without" in printed
     assert f"{found.settings['kl_nats_after']:.5f} with" in printed
     assert load_delta(again).digest == load_delta(delta).digest
+    bounded = ["--out", str(tmp_path / "bounded.safetensors"), "--max-memory", "1e-3"]
+    assert main(["compensate", *arguments, *fit, *bounded]) == EXIT_FAILED
+    assert "the bound is 0.001: raise --max-memory" in capsys.readouterr().err
     assert main(["compensate", *arguments, *fit, "--out", str(again)]) == EXIT_FAILED
     assert "is there already" in capsys.readouterr().err
 
