@@ -16,21 +16,23 @@ DATA ?=
 SCIENCE_MODELS ?= coder-0.5b coder-1.5b
 
 BIN := $(VENV)/bin
+# The console's chart library. Where it cannot be fetched that is said, tried again next time, and no error.
+VENDORED := server/console/vendor/vendor.lock.json
 
-.PHONY: help install serve demo test test-reference check format bench bench-peers bench-report metrics-page study study-science science-report dashboards wheel image clean
+.PHONY: help install serve demo test test-reference check format bench bench-peers bench-report metrics-page study study-science science-report dashboards screenshots wheel image clean
 
 help:  ## List the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
 
-install: $(VENV)/.installed  ## Create the environment with what serving needs
+install: $(VENV)/.installed $(VENDORED)  ## Create the environment with what serving needs
 
-serve: $(VENV)/.installed  ## Serve the embedded model on 127.0.0.1:8000 (ARGS="--port 8001 ...")
+serve: $(VENV)/.installed $(VENDORED)  ## Serve the embedded model on 127.0.0.1:8000 (ARGS="--port 8001 ...")
 	$(BIN)/secateur serve $(ARGS)
 
-demo: $(VENV)/.installed  ## Serve it at six sizes to made-up users, and watch (ARGS="--serve '--threads 1'")
+demo: $(VENV)/.installed $(VENDORED)  ## Serve it at six sizes to made-up users, and watch (ARGS="--serve '--threads 1'")
 	@$(BIN)/python -m bench.demo $(ARGS)
 
-test: $(VENV)/.installed-dev  ## Run the tests; needs no model and no network
+test: $(VENV)/.installed-dev $(VENDORED)  ## Run the tests; needs no model and no network
 	$(BIN)/pytest $(ARGS)
 
 test-reference: $(VENV)/.installed-dev  ## Run the tests on real models under ~/.cache/reference-models
@@ -85,7 +87,10 @@ endef
 science-report: $(VENV)/.installed-dev  ## Put the studies that are there into docs/science.md
 	$(BIN)/python -m eval.science
 
-wheel: $(VENV)/.installed  ## Build the wheel into dist/
+screenshots: $(VENV)/.installed-dev $(VENDORED)  ## Take the console's pictures for docs/images (needs Debian's chromium)
+	$(BIN)/python -m tests.console.screenshots $(ARGS)
+
+wheel: $(VENV)/.installed $(VENDORED)  ## Build the wheel into dist/
 	$(BIN)/pip wheel --quiet --no-deps --wheel-dir dist .
 
 image:  ## Build the container image secateur (needs Docker; TORCH_INDEX=... for CUDA)
@@ -93,6 +98,9 @@ image:  ## Build the container image secateur (needs Docker; TORCH_INDEX=... for
 
 clean:  ## Remove the environment and everything built
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+
+$(VENDORED): server/console/vendor.lock.json server/console/fetch.py
+	@$(PYTHON) server/console/fetch.py
 
 $(VENV)/.torch:
 	$(PYTHON) -m venv $(VENV)
