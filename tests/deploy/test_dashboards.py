@@ -1,0 +1,96 @@
+"""The committed dashboards are what the code builds, fit Grafana's types, and teach."""
+
+import json
+import re
+from itertools import combinations
+from typing import Any
+
+import pytest
+
+from deploy.dashboards.queries import DIRECTORY, annotations, filled_in, load, panels, variables
+
+NAMES = ("engine", "overview", "variants")
+
+
+def sdk() -> Any:
+    return pytest.importorskip("grafana_foundation_sdk", reason="grafana-foundation-sdk needs Python 3.11")
+
+
+def test_the_committed_files_are_what_the_code_builds() -> None:
+    sdk()
+    from deploy.dashboards.__main__ import DASHBOARDS, written
+
+    assert {path.name for path in DIRECTORY.iterdir()} == {f"{name}.json" for name in DASHBOARDS}
+    for name, build in DASHBOARDS.items():
+        committed = (DIRECTORY / f"{name}.json").read_text(encoding="utf-8")
+        assert committed == written(build()), f"{name} has changed: make dashboards"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_grafanas_own_types_know_every_field(name: str) -> None:
+    """What a type does not know it drops: nothing is lost on the way through them and back."""
+    sdk()
+    from grafana_foundation_sdk.cog.encoder import JSONEncoder
+    from grafana_foundation_sdk.cog.plugins import register_default_plugins
+    from grafana_foundation_sdk.models.dashboard import Dashboard
+
+    register_default_plugins()
+    committed = load(name)
+    assert json.loads(json.dumps(Dashboard.from_json(committed), cls=JSONEncoder)) == committed
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_panel_teaches_and_asks_the_chosen_data_source(name: str) -> None:
+    dashboard = load(name)
+    titles = [(panel.row, panel.title) for panel in panels(dashboard)]
+    assert len(set(titles)) == len(titles)
+    for panel in panels(dashboard):
+        assert len(panel.json["description"]) > 20, panel.title
+        assert panel.json["fieldConfig"]["defaults"]["unit"], panel.title
+        assert panel.queries, panel.title
+        sources = [panel.json["datasource"], *(target["datasource"] for target in panel.json["targets"])]
+        assert {source["uid"] for source in sources} == {"${DS_PROMETHEUS}"}, panel.title
+    assert list(variables(dashboard)) == ["model", "instance", "variant"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_panels_fill_the_grid_and_do_not_overlap(name: str) -> None:
+    places = [panel["gridPos"] for panel in load(name)["panels"]]
+    for one, other in combinations(places, 2):
+        beside = one["x"] + one["w"] <= other["x"] or other["x"] + other["w"] <= one["x"]
+        below = one["y"] + one["h"] <= other["y"] or other["y"] + other["h"] <= one["y"]
+        assert beside or below
+    for top in {place["y"] for place in places}:
+        assert sum(place["w"] for place in places if place["y"] == top) == 24
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_expression_follows_the_variables(name: str) -> None:
+    dashboard = load(name)
+    for expr in [query.expr for panel in panels(dashboard) for query in panel.queries] + annotations(
+        dashboard
+    ):
+        plain = re.sub(r"(and )?on \(job, instance, variant\) secateur_variant_\w+ == [01]", "", expr)
+        selectors = re.findall(r"[a-z_0-9:]*secateur_[a-z_0-9:]+(\{[^}]*\})?", plain)
+        assert selectors, expr
+        assert all('instance=~"$instance"' in selector for selector in selectors), expr
+        values = {name: ["x"] for name in variables(dashboard)}
+        assert "$" not in filled_in(expr, values, "1m")
+
+
+def test_a_band_lies_between_the_bounds() -> None:
+    (panel,) = [panel for panel in panels(load("variants")) if panel.title == "Accuracy"]
+    assert [query.legend for query in panel.queries] == ["accuracy", "low", "high"]
+    fills = [
+        (override["matcher"]["options"], value["value"])
+        for override in panel.json["fieldConfig"]["overrides"]
+        for value in override["properties"]
+        if value["id"] == "custom.fillBelowTo"
+    ]
+    assert fills == [("high", "low")]
+
+
+def test_variables_are_filled_in_as_grafana_does() -> None:
+    values = {"variant": ["m:s0", "m.x:s20"], "instance": ["a:1"]}
+    expr = filled_in('m{instance=~"$instance", variant=~"$variant"}[$__rate_interval]', values, "30s")
+    assert expr == 'm{instance=~"a:1", variant=~"(m:s0|m\\\\.x:s20)"}[30s]'
