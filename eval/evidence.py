@@ -3,7 +3,8 @@
 One SQLite file, which several processes may share. Knows outcomes, not what they amount to (eval/judge.py).
 
 Kept for each key: the outcomes that its verdict and evidence rest on (8,000 at most, a row of about 60 bytes
-each), and its last 50 changes of verdict. Keys are kept until 200 newer ones were probed.
+each), and its last 50 changes of verdict; of guard prompts (eval/guard.py) the last 256 answers. Keys are
+kept until 200 newer ones were probed.
 """
 
 import hashlib
@@ -11,7 +12,7 @@ import json
 import logging
 import sqlite3
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -23,6 +24,7 @@ logger = logging.getLogger(__name__)
 SCHEMA_VERSION = 1
 KEPT_CHANGES = 50
 KEPT_KEYS = 200
+KEPT_GUARD_ANSWERS = 256
 BUSY_SECONDS = 5.0
 _SCHEMA = """
 CREATE TABLE subject (
@@ -51,6 +53,18 @@ CREATE TABLE change (
     evidence TEXT NOT NULL
 );
 CREATE INDEX change_subject ON change (subject, id);
+"""
+# Came later: added to files that do not have it. A program that does not know it passes it over.
+_GUARD_SCHEMA = """
+CREATE TABLE IF NOT EXISTS guard_answer (
+    id INTEGER PRIMARY KEY,
+    subject INTEGER NOT NULL REFERENCES subject ON DELETE CASCADE,
+    at REAL NOT NULL,
+    tokens INTEGER NOT NULL,
+    agreements INTEGER NOT NULL,
+    kl_nats REAL NOT NULL
+);
+CREATE INDEX IF NOT EXISTS guard_answer_subject ON guard_answer (subject, id);
 """
 
 
@@ -116,6 +130,22 @@ class Entry:
     changes: Sequence[VerdictChange] = field(default=())
 
 
+@dataclass(frozen=True)
+class GuardAnswer:
+    """How near a variant was to the reference, over the tokens of one answer to a guard prompt.
+
+    Attributes:
+        at: when, in seconds since the epoch.
+        agreements: tokens that both find likeliest.
+        kl_nats: sum over the tokens of the divergence.
+    """
+
+    at: float
+    tokens: int
+    agreements: int
+    kl_nats: float
+
+
 class EvidenceStore:
     """Outcomes and changes of verdict by key. All methods may be called from any thread, and block.
 
@@ -143,15 +173,45 @@ class EvidenceStore:
 
     def append(self, entries: Sequence[Entry]) -> None:
         """Keeps all of `entries`, or none where that fails."""
+
+        def append_all(connection: sqlite3.Connection) -> None:
+            for entry in entries:
+                _append(connection, entry)
+
+        self._write(append_all)
+
+    def _write(self, what: Callable[[sqlite3.Connection], None]) -> None:
         with self._lock:
             try:
                 with self._connection:  # a transaction
-                    for entry in entries:
-                        _append(self._connection, entry)
+                    what(self._connection)
             except sqlite3.Error as error:
                 self._complain("written", error)
             else:
                 self._complained = False
+
+    def read_guard(self, key: EvidenceKey) -> list[GuardAnswer]:
+        """The answers kept for `key`, oldest first; none where it is new or cannot be read."""
+        with self._lock:
+            try:
+                rows = self._connection.execute(
+                    "SELECT at, tokens, agreements, kl_nats FROM guard_answer JOIN subject "
+                    "ON subject = subject.id WHERE digest = ? ORDER BY guard_answer.id",
+                    (key.digest,),
+                )
+                return [GuardAnswer(*row) for row in rows]
+            except sqlite3.Error as error:
+                self._complain("read", error)
+                return []
+
+    def append_guard(self, entries: Sequence[tuple[EvidenceKey, GuardAnswer]]) -> None:
+        """Keeps all of `entries`, or none where that fails."""
+
+        def append_all(connection: sqlite3.Connection) -> None:
+            for key, answer in entries:
+                _append_guard(connection, key, answer)
+
+        self._write(append_all)
 
     def close(self) -> None:
         with self._lock:
@@ -185,7 +245,7 @@ class EvidenceStore:
 
 def _memory() -> sqlite3.Connection:
     connection = sqlite3.connect(":memory:", check_same_thread=False)
-    connection.executescript(_SCHEMA)
+    connection.executescript(_SCHEMA + _GUARD_SCHEMA)
     return connection
 
 
@@ -211,12 +271,18 @@ def _prepare(connection: sqlite3.Connection) -> None:
     with connection:
         (version,) = connection.execute("PRAGMA user_version").fetchone()
         if version == SCHEMA_VERSION:
+            _execute_all(connection, _GUARD_SCHEMA)
             return
         if version != 0 or connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
             raise sqlite3.DatabaseError(f"its schema is version {version}, this program's {SCHEMA_VERSION}")
-        for statement in _SCHEMA.split(";"):
-            connection.execute(statement)
+        _execute_all(connection, _SCHEMA + _GUARD_SCHEMA)
         connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+
+
+def _execute_all(connection: sqlite3.Connection, statements: str) -> None:
+    """Within the transaction that is open, unlike `executescript`."""
+    for statement in statements.split(";"):
+        connection.execute(statement)
 
 
 def _set_aside(path: Path, error: Exception) -> None:
@@ -252,11 +318,7 @@ def _read(connection: sqlite3.Connection, key: EvidenceKey) -> Record:
 
 def _append(connection: sqlite3.Connection, entry: Entry) -> None:
     updated_at = max((outcome.at for outcome in entry.outcomes), default=0.0)
-    (subject,) = connection.execute(
-        "INSERT INTO subject (digest, key, base, updated_at) VALUES (?, ?, ?, ?) ON CONFLICT (digest) "
-        "DO UPDATE SET base = excluded.base, updated_at = max(updated_at, excluded.updated_at) RETURNING id",
-        (entry.key.digest, json.dumps(asdict(entry.key)), entry.base.value, updated_at),
-    ).fetchone()
+    subject = _subject(connection, entry.key, entry.base, updated_at)
     connection.executemany(
         "INSERT INTO outcome (subject, item, at, correct, reference_correct, trap) VALUES (?, ?, ?, ?, ?, ?)",
         [(subject, o.item_id, o.at, o.correct, o.reference_correct, o.trap.value) for o in entry.outcomes],
@@ -265,12 +327,40 @@ def _append(connection: sqlite3.Connection, entry: Entry) -> None:
         "INSERT INTO change (subject, at, before, after, evidence) VALUES (?, ?, ?, ?, ?)",
         [(subject, c.at, c.before.value, c.after.value, _to_json(c.evidence)) for c in entry.changes],
     )
-    for table, kept in (("outcome", entry.num_kept), ("change", KEPT_CHANGES)):
-        connection.execute(
-            f"DELETE FROM {table} WHERE subject = :subject AND id <= "
-            f"(SELECT id FROM {table} WHERE subject = :subject ORDER BY id DESC LIMIT 1 OFFSET :kept)",
-            {"subject": subject, "kept": kept},
-        )
+    _keep_last(connection, "outcome", subject, entry.num_kept)
+    _keep_last(connection, "change", subject, KEPT_CHANGES)
+    _forget_old_keys(connection)
+
+
+def _append_guard(connection: sqlite3.Connection, key: EvidenceKey, answer: GuardAnswer) -> None:
+    subject = _subject(connection, key, Verdict.UNPROVEN, answer.at)
+    connection.execute(
+        "INSERT INTO guard_answer (subject, at, tokens, agreements, kl_nats) VALUES (?, ?, ?, ?, ?)",
+        (subject, answer.at, answer.tokens, answer.agreements, answer.kl_nats),
+    )
+    _keep_last(connection, "guard_answer", subject, KEPT_GUARD_ANSWERS)
+    _forget_old_keys(connection)
+
+
+def _subject(connection: sqlite3.Connection, key: EvidenceKey, base: Verdict, updated_at: float) -> int:
+    """The row of `key`, made or brought up to date."""
+    row: tuple[int] = connection.execute(
+        "INSERT INTO subject (digest, key, base, updated_at) VALUES (?, ?, ?, ?) ON CONFLICT (digest) "
+        "DO UPDATE SET base = excluded.base, updated_at = max(updated_at, excluded.updated_at) RETURNING id",
+        (key.digest, json.dumps(asdict(key)), base.value, updated_at),
+    ).fetchone()
+    return row[0]
+
+
+def _keep_last(connection: sqlite3.Connection, table: str, subject: int, kept: int) -> None:
+    connection.execute(
+        f"DELETE FROM {table} WHERE subject = :subject AND id <= "
+        f"(SELECT id FROM {table} WHERE subject = :subject ORDER BY id DESC LIMIT 1 OFFSET :kept)",
+        {"subject": subject, "kept": kept},
+    )
+
+
+def _forget_old_keys(connection: sqlite3.Connection) -> None:
     connection.execute(
         "DELETE FROM subject WHERE id IN (SELECT id FROM subject ORDER BY updated_at DESC LIMIT -1 OFFSET ?)",
         (KEPT_KEYS,),

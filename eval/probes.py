@@ -5,7 +5,6 @@ Runs on the event loop. Knows models only through `Generate`, and nothing of eng
 
 import asyncio
 import logging
-import random
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
@@ -14,6 +13,8 @@ from dataclasses import dataclass
 from eval.budget import ProbeBudget
 from eval.evidence import KEPT_CHANGES, Entry, EvidenceKey, EvidenceStore, Record
 from eval.generate import Generate
+from eval.guard import Guard, GuardEvidence
+from eval.item_feed import ItemFeed
 from eval.judge import Judge
 from eval.task import Task, TaskItem
 from eval.traps import Trap, classify
@@ -26,7 +27,6 @@ POLL_SECONDS = 0.25  # between two looks at a budget that was empty
 MAX_PAUSE_SECONDS = 60.0  # between two rounds that nobody answers
 MAX_ROUND_ITEMS = 8  # asked at once
 MAX_RUN_ITEMS = 1_000
-ENDLESS_CHUNK_ITEMS = 64
 
 
 class ProbeError(SecateurError):
@@ -72,6 +72,7 @@ class Prober:
         store: where outcomes are kept. Only the prober writes to it.
         budget: what `run` may spend; `run_now` does not ask it.
         on_verdict: called on the event loop, once for each change.
+        guard: asked between rounds, for a share of what they cost.
         wall_clock: seconds since the epoch; dates outcomes, and seeds the choice of items.
     """
 
@@ -86,6 +87,7 @@ class Prober:
         identity: Identity,
         criterion: Criterion,
         on_verdict: OnVerdict,
+        guard: Guard | None = None,
         wall_clock: Callable[[], float] = time.time,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
@@ -97,9 +99,10 @@ class Prober:
         self._identity = identity
         self._criterion = criterion
         self._on_verdict = on_verdict
+        self._guard = guard
         self._wall_clock = wall_clock
         self._sleep = sleep
-        self._feed = _ItemFeed(task, seed=int(1000 * wall_clock()))
+        self._feed = ItemFeed(task, seed=int(1000 * wall_clock()))
         self._files: dict[EvidenceKey, _File] = {}
         self._turn = asyncio.Lock()  # one round at a time, be it of `run` or of `run_now`
         self._running_now = False
@@ -107,12 +110,18 @@ class Prober:
 
     def load(self) -> None:
         """Reads what is known of the subjects from the store. Blocks: for the start, before anything runs."""
-        for pair in self._pairs(self._subjects()):
-            self._files.setdefault(self._key(*pair), self._read(self._key(*pair)))
+        keys = self._keys(self._pairs(self._subjects()))
+        for key in keys:
+            self._files.setdefault(key, self._read(key))
+        if self._guard is not None:
+            self._guard.load(keys)
 
     async def refresh(self) -> None:
         """The same while rounds go on, for subjects that came later."""
-        await self._open([self._key(*pair) for pair in self._pairs(self._subjects())])
+        keys = self._keys(self._pairs(self._subjects()))
+        await self._open(keys)
+        if self._guard is not None:
+            await self._guard.refresh(keys)
 
     def evidence(self, variant: str) -> Evidence | None:
         """What is known of a variant that is served; None of one that is not, or not loaded yet."""
@@ -123,6 +132,11 @@ class Prober:
         """The last changes of its verdict, oldest first, those before a restart among them."""
         file = self._find(variant)
         return tuple(file.changes) if file else ()
+
+    def guard_evidence(self, variant: str) -> GuardEvidence | None:
+        """How near it is to the reference on general prompts; None where nobody has looked yet."""
+        key = self._key_of(variant)
+        return self._guard.evidence(key) if self._guard and key else None
 
     async def run(self) -> None:
         """Probes for as long as it is not cancelled, and the budget lasts."""
@@ -197,7 +211,7 @@ class Prober:
         """Asks `subjects`, their reference among them, `count` items at once; False where nobody answered."""
         pairs = self._pairs(subjects)
         async with self._turn:
-            files = await self._open([self._key(*pair) for pair in pairs])
+            files = await self._open(self._keys(pairs))
             seen_by = [file.judge.has_seen for file in files]
             items = await asyncio.to_thread(
                 self._feed.take, count, lambda item_id: all(has_seen(item_id) for has_seen in seen_by)
@@ -218,6 +232,11 @@ class Prober:
                 if outcomes:
                     entries.append(self._judge(subject, file, outcomes))
             await asyncio.to_thread(self._store.append, entries)
+            if entries and self._guard is not None and self._guard.is_due(self._tokens):
+                reference = pairs[0][1]
+                held_to_it = {s.name: self._key(s, reference) for s, _ in pairs if s != reference}
+                if held_to_it:
+                    await self._guard.ask(held_to_it, reference.name, spend)
         return any(answers)
 
     def _judge(self, subject: Subject, file: "_File", outcomes: Sequence[Outcome]) -> Entry:
@@ -277,11 +296,16 @@ class Prober:
             reference_delta=reference.delta,
         )
 
+    def _keys(self, pairs: Sequence[tuple[Subject, Subject]]) -> list[EvidenceKey]:
+        return [self._key(*pair) for pair in pairs]
+
+    def _key_of(self, variant: str) -> EvidenceKey | None:
+        pairs = self._pairs(self._subjects())
+        return next((self._key(*pair) for pair in pairs if pair[0].name == variant), None)
+
     def _find(self, variant: str) -> "_File | None":
-        for subject, reference in self._pairs(self._subjects()):
-            if subject.name == variant:
-                return self._files.get(self._key(subject, reference))
-        return None
+        key = self._key_of(variant)
+        return self._files.get(key) if key else None
 
     async def _open(self, keys: Sequence[EvidenceKey]) -> "list[_File]":
         """One file for each key. Read on a thread; but only the event loop says which file is a key's.
@@ -320,34 +344,3 @@ class _File:
         if record.changes and record.changes[-1].after is judge.verdict:
             judge.resume(record.changes[-1].at)
         return cls(key, judge, deque(record.changes, maxlen=KEPT_CHANGES))
-
-
-class _ItemFeed:
-    """The next items to ask, one call at a time."""
-
-    def __init__(self, task: Task, seed: int) -> None:
-        self._task = task
-        self._seed = seed
-        self._rng = random.Random(seed)
-        self._chunk: list[TaskItem] = []  # of an endless task: not asked yet
-        self._all: list[TaskItem] = []  # of a finite one, in random order
-
-    def take(self, count: int, seen: Callable[[str], bool]) -> list[TaskItem]:
-        """At least one item, at most `count`, no two the same."""
-        return self._new(count) if self._task.num_evaluation is None else self._finite(count, seen)
-
-    def _new(self, count: int) -> list[TaskItem]:
-        if len(self._chunk) < count:
-            # A seed a millisecond: a later process starts beyond all that this one can have used.
-            self._chunk += self._task.evaluation(ENDLESS_CHUNK_ITEMS, self._seed)
-            self._seed += 1
-        taken, self._chunk = self._chunk[:count], self._chunk[count:]
-        return taken
-
-    def _finite(self, count: int, seen: Callable[[str], bool]) -> list[TaskItem]:
-        if not self._all:
-            assert self._task.num_evaluation, "a task has items"
-            self._all = self._task.evaluation(self._task.num_evaluation, self._seed)
-            self._rng.shuffle(self._all)
-        unseen = [item for item in self._all if not seen(item.item_id)]
-        return unseen[:count] or self._rng.sample(self._all, min(count, len(self._all)))

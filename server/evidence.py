@@ -5,6 +5,7 @@ Formats what is handed in; judges nothing.
 
 from typing import Any
 
+from eval.guard import GuardEvidence
 from eval.verdicts import Evidence, VerdictChange
 
 
@@ -30,6 +31,17 @@ def evidence_object(evidence: Evidence, now: float) -> dict[str, Any]:
         "traps": {trap.value: count for trap, count in evidence.traps.items()},
         "reference_accuracy": evidence.reference_accuracy,
         "nothing_to_lose": evidence.nothing_to_lose,
+    }
+
+
+def guard_object(guard: GuardEvidence, now: float) -> dict[str, Any]:
+    """Means over the tokens of the last answers to guard prompts."""
+    return {
+        "answers": guard.answers,
+        "tokens": guard.tokens,
+        "top1_agreement": guard.agreement,
+        "kl_nats": guard.kl_nats,
+        "age_seconds": max(0.0, now - guard.updated_at),
     }
 
 

@@ -54,6 +54,7 @@ class StateCollector(Collector):
         yield from self._token_costs(statuses)
         if self._task is not None:
             yield from self._evidence(statuses, self._task)
+            yield from _guard(statuses)
         yield from self._memory()
         yield from self._joules()
         build = {"version": __version__, "torch": torch.__version__, "python": platform.python_version()}
@@ -192,6 +193,23 @@ EVIDENCE_TEXTS = {
     "secateur_probe_drop_upper_ratio": "Upper bound of it.",
     "secateur_probe_trap_ratio": "Share of the probes whose answer did not end by itself.",
 }
+
+
+GUARD_TEXTS = {
+    "secateur_guard_tokens": "Tokens of the last answers to guard prompts that the two below rest on.",
+    "secateur_guard_agreement_ratio": "Share of them that it finds likeliest as the densest variant does.",
+    "secateur_guard_kl_nats": "Mean divergence from the densest variant over them, a token.",
+}
+
+
+def _guard(statuses: Sequence[VariantStatus]) -> Iterator[GaugeMetricFamily]:
+    gauges = [GaugeMetricFamily(name, text, labels=["variant"]) for name, text in GUARD_TEXTS.items()]
+    for status in statuses:
+        known = status.guard
+        values = (known.tokens, known.agreement, known.kl_nats) if known else (0, math.nan, math.nan)
+        for gauge, value in zip(gauges, values, strict=True):
+            gauge.add_metric([status.variant.name], value)
+    yield from gauges
 
 
 def _evidence_values(known: Evidence | None) -> list[float | None]:

@@ -14,6 +14,7 @@ from typing import Any, Literal
 from eval.budget import TokenBucket
 from eval.evidence import EvidenceStore
 from eval.generate import Answer, GenerateError
+from eval.guard import Guard, GuardEvidence
 from eval.probes import Identity, Prober, Subject
 from eval.task import Task
 from eval.verdicts import Criterion, Evidence, Verdict, VerdictChange
@@ -96,6 +97,7 @@ class Probing:
         budget: share of the engine's capacity that probes may take; 0: only those of `run_now`.
         blocked: whether users wait, so that nothing may be spent.
         on_verdict: told of a variant and its new verdict.
+        guard: watches them on general prompts as well; None: nobody does.
     """
 
     def __init__(
@@ -111,7 +113,9 @@ class Probing:
         workload: Workload,
         blocked: Callable[[], bool],
         on_verdict: Callable[[str, Verdict], None],
+        guard: Guard | None,
     ) -> None:
+        self.guard = guard
         self.task = task
         self.criterion = criterion
         self.budget = budget
@@ -133,6 +137,7 @@ class Probing:
             identity=identity,
             criterion=criterion,
             on_verdict=lambda variant, before, after, grounds: on_verdict(variant, after),
+            guard=guard,
         )
         self._prober.load()
 
@@ -150,6 +155,9 @@ class Probing:
 
     def changes(self, variant: str) -> Sequence[VerdictChange]:
         return self._prober.changes(variant)
+
+    def guard_evidence(self, variant: str) -> GuardEvidence | None:
+        return self._prober.guard_evidence(variant)
 
     def start(self) -> None:
         """Begins to probe, on the running event loop."""

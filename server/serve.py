@@ -18,6 +18,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from eval.evidence import EvidenceStore
+from eval.guard import Compare, Guard, guard_prompts
 from eval.probes import Identity
 from eval.task import Task, TaskError
 from eval.tasks.registry import open_task
@@ -34,6 +35,7 @@ from server.engine.config import EngineConfig
 from server.engine.engine import Engine
 from server.gauges import StateCollector
 from server.generation import Generations
+from server.guarding import EngineCompare
 from server.live_source import LiveSource
 from server.loading import engine_config, load_sizes
 from server.metrics import Metrics
@@ -208,23 +210,25 @@ def assemble(
         sampler=shadow,
         observer=tracing,
     )
-    probing: Probing | ProbesOff = (
-        task
-        if isinstance(task, ProbesOff)
-        else Probing(
+    probing: Probing | ProbesOff
+    if isinstance(task, ProbesOff):
+        probing = task
+    else:
+        store = EvidenceStore((settings.cache_dir or default_cache_dir()) / "evidence.sqlite")
+        compare = EngineCompare(async_engine, registry, prompt_tokenizer, metrics.probed)
+        probing = Probing(
             task,
             EngineGenerate(async_engine, registry, prompt_tokenizer, metrics.probed),
             registry,
-            EvidenceStore((settings.cache_dir or default_cache_dir()) / "evidence.sqlite"),
+            store,
             identity=_identity(loaded),
             criterion=Criterion(settings.probe_tolerance, CONFIDENCE),
             budget=settings.probe_budget,
             workload=metrics.workload,
             blocked=lambda: generations.num_waiting > 0,
             on_verdict=metrics.verdict_changed,
+            guard=_guard(settings, task, compare, store),
         )
-    )
-    if isinstance(probing, Probing):
         registry.consult(probing)
     app = build_app(
         settings=settings,
@@ -286,6 +290,18 @@ def _task(settings: ServeSettings, *, has_chat_template: bool) -> Task | ProbesO
         reason = "the model has no chat template, and probes are chats"
     logger.warning("variants are not judged while serving: %s", reason)
     return ProbesOff(reason)
+
+
+def _guard(settings: ServeSettings, task: Task, compare: Compare, store: EvidenceStore) -> Guard | None:
+    """Watches variants beside the task; a task of one's own may have no general prompts, and does without."""
+    try:
+        prompts = guard_prompts(settings.guard_prompts, task)
+    except TaskError as error:
+        if settings.guard_prompts is not None:
+            raise
+        logger.warning("variants are not watched beside the task: %s; give --guard-prompts", error)
+        return None
+    return Guard(prompts, compare, store)
 
 
 def _identity(loaded: LoadedModel) -> Identity:

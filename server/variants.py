@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Protocol
 
+from eval.guard import GuardEvidence
 from eval.verdicts import Evidence, Verdict, VerdictChange
 from pruning.delta import Delta
 from server.deltas import NamedDelta
@@ -35,6 +36,7 @@ class VariantStatus:
         in_flight: requests that hold it.
         evidence: what is known of it; None before anything is.
         changes: the last changes of its verdict, oldest first.
+        guard: how near it is to the densest variant on general prompts.
     """
 
     variant: Variant
@@ -43,6 +45,7 @@ class VariantStatus:
     is_default: bool
     evidence: Evidence | None = None
     changes: Sequence[VerdictChange] = ()
+    guard: GuardEvidence | None = None
 
 
 @dataclass(frozen=True)
@@ -85,6 +88,8 @@ class EvidenceSource(Protocol):
     def evidence(self, variant: str) -> Evidence | None: ...
 
     def changes(self, variant: str) -> Sequence[VerdictChange]: ...
+
+    def guard_evidence(self, variant: str) -> GuardEvidence | None: ...
 
 
 class VariantBuilder:
@@ -259,6 +264,7 @@ class VariantRegistry:
             is_default=name == self._default,
             evidence=evidence,
             changes=source.changes(name) if source else (),
+            guard=source.guard_evidence(name) if source else None,
         )
 
     def _state(self, entry: "_Entry", evidence: Evidence | None) -> VariantState:

@@ -6,7 +6,7 @@ from typing import Any
 from fastapi import APIRouter
 
 from server.agreement import Agreement
-from server.evidence import change_object, evidence_object
+from server.evidence import change_object, evidence_object, guard_object
 from server.probing import ProbesOff, Probing
 from server.shadow import ShadowScorer
 from server.variants import VariantRegistry, VariantStatus
@@ -52,6 +52,7 @@ def variant_object(status: VariantStatus, registry: VariantRegistry, shadow: Sha
         "evidence": None if status.evidence is None else evidence_object(status.evidence, time.time()),
         "changes": [change_object(change) for change in status.changes],
         "agreement": _agreement_object(found) if found.tokens else None,
+        "guard": None if status.guard is None else guard_object(status.guard, time.time()),
     }
 
 
@@ -65,6 +66,7 @@ def _probes_object(probing: Probing | ProbesOff) -> dict[str, Any]:
         "tolerance": probing.criterion.tolerance,
         "confidence": probing.criterion.confidence,
         "reference": probing.reference,
+        "guard_prompts": len(probing.guard.prompts) if probing.guard else 0,
     }
 
 

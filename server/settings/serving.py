@@ -1,5 +1,6 @@
 """What `secateur serve` can be told; the engine's part of it, other commands as well."""
 
+from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, SecretStr, model_validator
@@ -38,6 +39,11 @@ class JudgeSettings(BaseSettings):
     # From 0.5 on no reference could solve twice as much, and nothing would ever be safe.
     probe_tolerance: Share = Field(
         0.03, lt=0.5, description="accuracy that a variant may lose to the dense model and count as safe"
+    )
+    guard_prompts: Path | None = Field(
+        None,
+        description="JSON lines file of general prompts, on which variants are held against the densest one; "
+        "default: some of the task's distractors",
     )
     on_degraded: Literal["refuse", "fallback"] = Field(
         "refuse", description="a degraded variant answers 409, or the next denser safe one answers"

@@ -81,7 +81,9 @@ class SpentError(Exception):
 class World:
     """A prober and all that it works with."""
 
-    def __init__(self, tokens=0, task=None, store=None, subjects=(DENSE, S10, S20), identity="ranking"):
+    def __init__(
+        self, tokens=0, task=None, store=None, subjects=(DENSE, S10, S20), identity="ranking", guard=None
+    ):
         self.subjects, self.model, self.purse = list(subjects), Model(), Purse(tokens)
         self.store, self.pauses, self.verdicts = store or EvidenceStore(None), [], []
         self.patience = 1  # pauses until it is enough
@@ -95,6 +97,7 @@ class World:
             identity=Identity("model", identity, "float32"),
             criterion=Criterion(),
             on_verdict=lambda *change: self.verdicts.append(change),
+            guard=guard,
             wall_clock=lambda: float(next(ticks)),
             sleep=self._sleep,
         )

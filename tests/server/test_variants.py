@@ -47,6 +47,9 @@ class Known:
     def evidence(self, variant: str) -> Evidence | None:
         return self._known.get(variant)
 
+    def guard_evidence(self, variant: str) -> None:
+        return None
+
     def changes(self, variant: str) -> Sequence[VerdictChange]:
         return ()
 
