@@ -22,13 +22,22 @@ def test_phases_come_round(elapsed, users):
     assert users_at(elapsed, PHASES) == users
 
 
-class Server:
-    """Answers once so many wait for an answer, and ends the test after so many answers."""
+@pytest.fixture(autouse=True)
+def short_ticks(monkeypatch):
+    """A look at the sizes every tick."""
+    monkeypatch.setattr("bench.load.TICK_SECONDS", 0.001)
+    monkeypatch.setattr("bench.load.REFRESH_SECONDS", 0.001)
 
-    def __init__(self, together, last, status=200):
+
+class Server:
+    """Answers once so many wait for it; it is `enough` after so many questions, or looks at the sizes."""
+
+    def __init__(self, together, questions=None, looks=None, status=200):
         self.together = together
-        self.last = last
+        self.questions = questions
+        self.looks = looks
         self.status = status
+        self.looked = 0
         self.bodies = []
         self.most = 0
         self.enough = asyncio.Event()
@@ -37,10 +46,13 @@ class Server:
 
     async def answer(self, request):
         if request.url.path == "/v1/variants":
+            self.looked += 1
+            if self.looked == self.looks:
+                self.enough.set()
             states = {"m:s0": "ready", "m:s20": "degraded", "m:s30": "retiring"}
             return httpx.Response(200, json={"data": [{"id": k, "state": v} for k, v in states.items()]})
         self.bodies.append(json.loads(request.content))
-        if len(self.bodies) == self.last:
+        if len(self.bodies) == self.questions:
             self.enough.set()
         self._waiting += 1
         self.most = max(self.most, self._waiting)
@@ -71,30 +83,38 @@ def run(phases, **server):
 
 
 def test_as_many_ask_at_once_as_the_phase_has_users_and_each_asks_something_else():
-    server = run((Phase(24, 60.0),), together=24, last=24)
+    server = run((Phase(24, 60.0),), together=25, questions=24)
     assert server.most == 24
     asked = [body["messages"][0]["content"] for body in server.bodies]
     assert sorted(asked) == sorted(f"question {i}" for i in range(24))
     assert all(body["stream"] for body in server.bodies)
 
 
+def test_nobody_joins_while_all_are_waiting_and_nobody_is_left_behind():
+    server = run((Phase(5, 60.0),), together=6, looks=20)
+    assert len(server.bodies) == 5
+
+
 def test_every_size_in_service_is_asked_for_and_some_leave_it_to_the_server():
-    server = run((Phase(100, 60.0),), together=100, last=100)
+    server = run((Phase(100, 60.0),), together=101, questions=100)
     assert {body.get("model") for body in server.bodies} == {"m:s0", "m:s20", None}
     assert all(body["sparsity"] == "auto" for body in server.bodies if "model" not in body)
 
 
 def test_a_refusal_does_not_end_it():
-    assert len(run((Phase(3, 60.0),), together=1, last=7, status=429).bodies) >= 7
+    assert len(run((Phase(3, 60.0),), together=1, questions=7, status=429).bodies) >= 7
 
 
-def test_a_server_that_is_gone_does():
+@pytest.mark.parametrize("path", ["/v1/variants", "/v1/chat/completions"])
+def test_a_server_that_is_gone_does(path):
     def refuse(request):
-        raise httpx.ConnectError("Connection refused")
+        if request.url.path == path:
+            raise httpx.ConnectError("Connection refused")
+        return httpx.Response(200, json={"data": [{"id": "m:s0", "state": "ready"}]})
 
     async def main():
         async with httpx.AsyncClient(transport=httpx.MockTransport(refuse), base_url="http://server") as http:
-            await Load(http, iter(()), PHASES, random.Random(0)).run()
+            await Load(http, itertools.repeat("why?"), PHASES, random.Random(0)).run()
 
     with pytest.raises(httpx.ConnectError):
         asyncio.run(main())

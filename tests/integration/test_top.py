@@ -75,6 +75,7 @@ def test_q_ends_it_and_gives_the_terminal_back(live: Live) -> None:
         screen.type(b"x")
         screen.type(b"q")
         assert screen.shows(LEAVE_SCREEN)
+    assert b"HTTP" not in screen.shown, "no log in the picture"
 
 
 def test_it_waits_for_a_server_and_ctrl_c_ends_it() -> None:
