@@ -65,9 +65,9 @@ class Load:
                     users.add(asyncio.create_task(self._ask(self._pick(sizes))))
                 await asyncio.sleep(TICK_SECONDS)
                 ended = {user for user in users if user.done()}
-                users -= ended
                 for user in ended:
                     user.result()
+                users -= ended
         finally:
             for user in users:
                 user.cancel()
