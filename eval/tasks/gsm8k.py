@@ -98,7 +98,8 @@ def _hub_records() -> list[Record]:
         raise TaskError(f"gsm8k has no file: {way_out}, or pip install datasets") from error
     try:
         rows = datasets.load_dataset(*HUB_DATASET, split="train")
-    except (OSError, ValueError) as error:
+    # OSError: the hub or the disk; ValueError: another data set of that name; the rest: a damaged download.
+    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         raise TaskError(f"cannot fetch {HUB_DATASET[0]} from the hub: {error}; {way_out}") from error
     return [Record(f"{HUB_DATASET[0]}:{number}", dict(row)) for number, row in enumerate(rows, start=1)]
 

@@ -1,8 +1,11 @@
 """GSM8K is graded by the number an answer ends with; what cannot be bounded is not evaluated."""
 
 import json
+import shutil
 import sys
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -120,3 +123,63 @@ def test_without_math_verify_it_is_told_before_anything_runs(
     monkeypatch.setitem(sys.modules, "math_verify", None)
     with pytest.raises(TaskError, match=r"secateur\[eval\]"):
         open_task("gsm8k", TaskOptions(path=path))
+
+
+class MockDatasets(ModuleType):
+    """A mock of the package `datasets`, for tests reach no hub: it has 40 problems, or fails."""
+
+    def __init__(self, error: Exception | None = None) -> None:
+        super().__init__("datasets")
+        self.asked: list[tuple[Any, ...]] = []
+        self.error = error
+        self.exceptions = SimpleNamespace(DatasetsError=MockDatasetsError)
+
+    def load_dataset(self, name: str, config: str, *, split: str) -> list[dict[str, str]]:
+        self.asked.append((name, config, split))
+        if self.error is not None:
+            raise self.error
+        return [problem(number) for number in range(40)]
+
+
+class MockDatasetsError(Exception):
+    """The mock's error for a damaged download: as the package's, neither an OSError nor a ValueError."""
+
+
+def test_without_a_file_the_hub_s_training_split_is_as_good_as_a_file(
+    task: Task, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mock = MockDatasets()
+    monkeypatch.setitem(sys.modules, "datasets", mock)
+    fetched = open_task("gsm8k", TaskOptions())
+    assert mock.asked == [("openai/gsm8k", "main", "train")]  # the test split stays unseen
+    assert fetched.num_evaluation is not None
+    assert fetched.digest == task.digest
+    assert fetched.evaluation(5, seed=1) == task.evaluation(5, seed=1)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [ConnectionError("no way to the hub"), ValueError("no config main"), MockDatasetsError("damaged")],
+)
+def test_a_hub_that_cannot_be_had_is_told_with_the_way_out(
+    error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "datasets", MockDatasets(error))
+    with pytest.raises(TaskError, match=f"cannot fetch openai/gsm8k.*{error}; give .* with --prompts"):
+        open_task("gsm8k", TaskOptions())
+
+
+def test_the_real_package_reads_a_repository_on_disk_as_it_would_the_hub_s(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A directory of that name, seen from the working directory, goes before the hub's."""
+    pytest.importorskip("datasets", reason="the package datasets is not installed")
+    repository = tmp_path / "openai" / "gsm8k"
+    repository.mkdir(parents=True)
+    shutil.copy(path, repository / "train.jsonl")
+    (repository / "README.md").write_text(
+        "---\nconfigs:\n- config_name: main\n  data_files:\n  - split: train\n    path: train.jsonl\n---\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
+    assert gsm8k.gsm8k_items(None).evaluation == gsm8k.gsm8k_items(path).evaluation
