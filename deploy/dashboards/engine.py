@@ -100,6 +100,7 @@ def _caches() -> list[AnyPanel]:
                 "Share of the prompts' tokens that were found computed already, at the same width: a block "
                 "of one size is never read at another. Long shared system prompts push it up.",
                 "percentunit",
+                span=6,
             ),
             Query(
                 f"sum({_rate('secateur_prefix_cache_hits_total', SERVERS)})"
@@ -110,15 +111,25 @@ def _caches() -> list[AnyPanel]:
         ),
         lines(
             Face(
-                "KV cache, and who lost their place",
-                "Share of the KV blocks that running answers hold; and answers a second that were thrown "
-                "out of it, to be computed again. A few do no harm; many mean that the cache is too small "
-                "for this traffic.",
+                "KV cache",
+                "Share of the KV blocks that running answers hold. The rest keeps prefixes until it is "
+                "needed.",
                 "percentunit",
+                span=6,
             ),
-            Query(f"max(secateur_kv_usage_ratio{{{SERVERS}}})", "blocks held"),
-            Query(f"sum({_rate('secateur_preemptions_total', SERVERS)})", "preemptions a second"),
+            Query(f"max by (instance) (secateur_kv_usage_ratio{{{SERVERS}}})", "{{instance}}"),
             steps=[(0.9, RED)],
+            maximum=1,
+        ),
+        lines(
+            Face(
+                "Preemptions",
+                "Answers thrown out of the KV cache, to be computed again. A few do no harm; many mean that "
+                "the cache is too small for this traffic.",
+                "ops",
+                span=6,
+            ),
+            Query(f"sum by (instance) ({_rate('secateur_preemptions_total', SERVERS)})", "{{instance}}"),
         ),
         lines(
             Face(
@@ -126,6 +137,7 @@ def _caches() -> list[AnyPanel]:
                 "Share of the tokens guessed ahead from repeated text that came true. Each saves a step; "
                 "each wrong one costs a row of a batch.",
                 "percentunit",
+                span=6,
             ),
             Query(
                 f"sum({_rate('secateur_right_guesses_total', SERVERS)})"
