@@ -23,7 +23,7 @@ export function percent(share, digits = 1) {
 
 /** A difference of shares. @param {number} share */
 export function points(share) {
-  return `${(100 * share).toFixed(1)} points`;
+  return `${(100 * share).toFixed(1)} pts`;
 }
 
 /** A share of 1 as short as it can be said: 0 %, 12.5 %, 0.02 %. @param {number | null | undefined} share */

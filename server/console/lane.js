@@ -167,10 +167,11 @@ export class Lane {
   #measure() {
     const { variant, answer } = this;
     const started = answer && answer.first > 0;
-    const seconds = started ? (answer.last - answer.first) / 1000 : 0;
+    // With the wait for the first token: a short answer may reach the browser in one piece.
+    const seconds = started ? (answer.last - answer.asked) / 1000 : 0;
     const measures = [
-      ["Tokens/s", started && seconds > 0 ? format.rate((answer.tokens.length - 1) / seconds) : format.NOTHING,
-        answer ? `${format.count(answer.tokens.length)} tokens` : "after the first"],
+      ["Tokens/s", seconds > 0 ? format.rate(answer.tokens.length / seconds) : format.NOTHING,
+        answer ? `${format.count(answer.tokens.length)} tokens` : "from asking to the last"],
       ["First token", started ? format.latency((answer.first - answer.asked) / 1000) : format.NOTHING, "in this browser"],
       ["Memory", format.bytes(variant?.standalone_bytes), this.#saving],
       ["Accuracy", format.percent(variant?.evidence?.accuracy), format.interval(variant?.evidence ?? null)],

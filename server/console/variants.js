@@ -63,7 +63,7 @@ export class VariantsView {
     const shared = `${format.bytes(listing.resident_bytes)} of weights, shared by all`;
     const { task, tolerance, reason } = listing.probes;
     const judged = task
-      ? `at ${task} they may lose ${format.points(tolerance ?? 0)}`
+      ? `at ${task} they may lose ${format.share(tolerance)} of the items`
       : `not judged: ${reason}`;
     byId("variants-summary").textContent = `${shared}; ${judged}`;
     const focused = document.activeElement?.getAttribute("data-retires");

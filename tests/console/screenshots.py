@@ -26,9 +26,13 @@ from tests.console.browser import chromium
 OUT = Path(__file__).parents[2] / "docs" / "images"
 SPARSITIES = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6)
 NUM_CLIENTS = 6
-LOAD_SECONDS = 90
+LOAD_SECONDS = 75
 MAX_BYTES = 200_000
-PROMPT = "Tom has 3 boxes with 12 eggs in each. Tom sells 7 of the eggs. How many eggs does Tom have now?"
+# One that the sparsest size gets wrong.
+PROMPT = (
+    "Jack has 2 boxes with 7 toys in each. It is 22 minutes to the next bus. Jack sells 3 of the toys. "
+    "How many toys does Jack have in the end?"
+)
 
 
 @contextmanager

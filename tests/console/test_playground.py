@@ -85,6 +85,37 @@ def test_sizes_are_compared_and_the_first_other_token_is_marked(live: Live, open
         expect(lane(page, 2).locator(".divergence")).to_have_text(f"Word for word what {DENSE} says.")
 
 
+def said(*tokens: str, ended: bool = True, text: str | None = None) -> dict[str, Any]:
+    return {"tokens": tokens, "text": "".join(tokens) if text is None else text, "ended": ended}
+
+
+def test_where_an_answer_leaves_another(live: Live, open_page: OpenPage) -> None:
+    reference = said("is", " 36", ".")
+    half = "\ufffd"  # a token that is part of a character
+    cases = [
+        (reference, said("is", " 36", "."), None),
+        (reference, said("is", " 35", "."), (1, 2, 5, " 36")),  # the whole token, though it begins alike
+        (reference, said("is", ended=False), None),  # it may still say the same
+        (reference, said("is", " 36", ".", "!"), (3, 6, 7, None)),
+        (reference, said("is", " 36"), (2, 5, 5, ".")),
+        (said("is", ended=False), said("is", " 35"), None),
+        (said(half, half, "a", text="é" + "a"), said(half, half, "b", text="é" + "b"), (2, 1, 2, "a")),
+    ]
+    with open_page(live) as page:
+        found = page.evaluate(
+            """async (cases) => {
+                const app = document.querySelector('script[type="module"]').src;
+                const { divergence } = await import(app.replace("app.js", "divergence.js"));
+                return cases.map(([reference, answer]) => divergence(reference, answer));
+            }""",
+            [case[:2] for case in cases],
+        )
+    wanted = [
+        case[2] and dict(zip(("index", "start", "end", "instead"), case[2], strict=True)) for case in cases
+    ]
+    assert found == wanted
+
+
 def test_one_to_four_sizes_stand_side_by_side(live: Live, open_page: OpenPage) -> None:
     with open_page(live) as page:
         # The dense one, and the sparsest that everybody may have.
