@@ -260,7 +260,8 @@ def shown(value: float, unit: str) -> str:
         if abs(value) >= size:
             return f"{value / size:.3g} {prefix}{'' if unit == 'bytes' else 'FLOP'}"
     names = {"reqps": "req/s", "ops": "/s", "watt": "W", "bytes": "B", "short": "", "none": ""}
-    return f"{value:.3g} {names.get(unit, unit.removeprefix('suffix:'))}".strip()
+    number = f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+    return f"{number} {names.get(unit, unit.removeprefix('suffix:'))}".strip()
 
 
 def main() -> None:
@@ -274,7 +275,7 @@ def main() -> None:
     with httpx.Client(base_url=arguments.url, timeout=30.0) as client:
         source = Source(client, end - 60 * arguments.minutes, end)
         for path in sorted(DIRECTORY.iterdir()):
-            draw(path.stem, source).savefig(arguments.out / f"{path.stem}.png", dpi=72)
+            draw(path.stem, source).savefig(arguments.out / f"{path.stem}.png", dpi=64)
 
 
 if __name__ == "__main__":

@@ -13,8 +13,10 @@ from typing import Any
 import httpx
 import pytest
 import yaml
+from matplotlib.text import Text
 
 from deploy.dashboards.queries import DIRECTORY, annotations, filled_in, load, panels, variables
+from deploy.dashboards.render import Source, draw, shown
 from server.engine.engine import Engine
 from tests.deploy.prometheus import PROMETHEUS, Prometheus, eventually, scraping
 from tests.integration.live import Live, running
@@ -186,6 +188,36 @@ def test_what_prometheus_says_is_what_happened(scraped: Metered) -> None:
     assert {series["metric"]["variant"] for series in speeds} == {f"math-mini:s{p}" for p in (0, 10, 20)}
     assert {s["value"][1] for s in speeds if s["metric"]["variant"] == "math-mini:s0"} == {"1"}
     assert prometheus.query("instance:secateur_queue_full:ratio5m > 0")
+
+
+@pytest.mark.parametrize("name", ["engine", "overview", "variants"])
+def test_the_dashboards_can_be_drawn(scraped: Metered, name: str) -> None:
+    _, prometheus = scraped
+    end = time.time()
+    figure = draw(name, Source(prometheus.client, end - 600, end))
+    told = {text.get_text() for text in figure.findobj(Text)}
+    titles = {panel.title.replace("$variant", "math-mini:s0") for panel in panels(load(name))}
+    assert titles <= told
+    assert any("not Grafana" in text for text in told)
+    assert "No data" not in told
+
+
+@pytest.mark.parametrize(
+    ("value", "unit", "text"),
+    [
+        (0.9375, "percentunit", "93.8%"),
+        (0.5, "percentunit", "50%"),
+        (0.0425, "s", "42.5 ms"),
+        (2.5, "s", "2.5 s"),
+        (17_301_504, "bytes", "16.5 MiB"),
+        (8.6e6, "suffix:FLOP", "8.6 MFLOP"),
+        (31.25, "suffix:tok/s", "31.2 tok/s"),
+        (1600, "suffix:tok/s", "1,600 tok/s"),
+        (math.nan, "s", "-"),
+    ],
+)
+def test_values_are_written_with_their_units(value: float, unit: str, text: str) -> None:
+    assert shown(value, unit) == text
 
 
 # The last: it takes the engine with it.
