@@ -60,7 +60,7 @@ def terminal(command: Sequence[str], environment: Mapping[str, str] = os.environ
         assert process.wait(WAIT_SECONDS) == 0
         assert termios.tcgetattr(screen) == before, "the terminal is as it was"
     finally:
-        process.kill()
-        process.wait()
+        process.terminate()  # not kill: what it has started itself is to end with it
+        process.wait(WAIT_SECONDS)
         os.close(screen)
         os.close(keyboard)
