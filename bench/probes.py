@@ -41,19 +41,23 @@ async def run(arguments: argparse.Namespace) -> dict[str, Any]:
         contender("without", [plain], workloads, LOGS) as without,
         contender("with", [probed], workloads, LOGS) as with_probes,
     ):
-        for each in (without, with_probes):
-            await measure.warm_up(each.clients, each.workloads)
         compared = await compare([without, with_probes], {"W2": _batches}, arguments.rounds)
     return {**provenance(), "model": model.name, "budget": arguments.budget, **compared}
 
 
 async def _batches(c: Contender) -> measure.Figures:
+    """Mean figures, and the share of the tokens computed meanwhile that was the server's own.
+
+    The first W2 does not count: it warms up, and spends what the probes saved while the server was paused.
+    """
     [server] = c.servers
+    await measure.batch(c.clients, c.workloads, (0.0,))
     before = await sample(server.url, "secateur_background_tokens_total")
     figures = [await measure.batch(c.clients, c.workloads, (0.0,)) for _ in range(REPEATS)]
     background = await sample(server.url, "secateur_background_tokens_total") - before
     means = {name: fmean(each[name] for each in figures) for name in figures[0]}
-    return {**means, "background_tokens": background}
+    users = sum(each["prompt_tokens"] + each["output_tokens"] for each in figures)
+    return {**means, "background_share": background / (background + users)}
 
 
 if __name__ == "__main__":
