@@ -62,9 +62,12 @@ def test_a_restart_is_survived(math_mini: Tiny, open_page: OpenPage) -> None:
     try:
         expect(page.locator("#connection")).to_have_text("Reconnecting …")
         expect(cell(page, PRUNED, "Requests")).to_have_text("2")  # what was known stays
+        asked: list[str] = []
+        page.on("request", lambda request: asked.append(request.url))
         with serving(math_mini, port=port) as live:
             expect(page.locator("#connection")).to_contain_text("Serving math-mini since")
             expect(cell(page, PRUNED, "Requests")).to_have_text("0")
+            assert f"{live.url}/v1/live" in asked  # another process: its history anew, from the beginning
             ask(live, PRUNED, 1)
             expect(cell(page, PRUNED, "Requests")).to_have_text("1")
     finally:
