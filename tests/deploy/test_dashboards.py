@@ -115,3 +115,9 @@ def test_variables_are_filled_in_as_grafana_does() -> None:
     values = {"variant": ["m:s0", "m.x:s20"], "instance": ["a:1"]}
     expr = filled_in('m{instance=~"$instance", variant=~"$variant"}[$__rate_interval]', values, "30s")
     assert expr == 'm{instance=~"a:1", variant=~"(m:s0|m\\\\.x:s20)"}[30s]'
+
+
+def test_all_of_a_repeated_row_is_repeated() -> None:
+    assert {panel.repeat for panel in panels(load("variants"))} == {"variant"}
+    repeated = [panel.title for panel in panels(load("overview")) if panel.repeat]
+    assert repeated == ["$variant"]
