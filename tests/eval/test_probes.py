@@ -370,10 +370,10 @@ def test_what_a_round_found_is_not_forgotten_by_who_read_beside_it():
         await refreshing
 
     asyncio.run(both())
-    assert world.prober.evidence("m:s10").items == 20
+    assert [world.prober.evidence(s.name).items for s in (DENSE, S10)] == [20, 20]
     world.run_now(items=4)
-    assert world.prober.evidence("m:s10").items == 24
-    assert len(store.read(world.prober._key(S10, DENSE)).outcomes) == 24
+    assert [world.prober.evidence(s.name).items for s in (DENSE, S10)] == [24, 24]
+    assert len(store.read(world.prober._key(DENSE, DENSE)).outcomes) == 24
 
 
 def test_only_the_event_loop_is_asked_who_is_served():
