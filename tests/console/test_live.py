@@ -27,6 +27,7 @@ def ask(live: Live, variant: str, times: int) -> None:
 
 def cell(page: Page, variant: str, column: str) -> Locator:
     """Of the table of sizes."""
+    expect(page.locator("#live-variants thead")).to_contain_text(column)  # it comes with the first answer
     headings = page.locator("#live-variants thead th").all_inner_texts()
     row = page.locator("#live-variants tbody tr").filter(has=page.get_by_role("rowheader", name=variant))
     return row.locator("th, td").nth(headings.index(column))
