@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping
 
 from eval.science.collect import METHODS, Ground, Point
 from eval.science.pairs import best_random, pair, retained
-from eval.science.published import PAPER_METHOD
+from eval.science.published import PAPER_METHOD, RANDOM_METHODS
 
 OURS, REVERSED = METHODS[0], METHODS[-1]
 COLLAPSED = 0.1  # of the dense model's accuracy
@@ -61,7 +61,9 @@ def _beside_random(ground: Ground, papers: Curve) -> Iterable[str]:
             f"(p = {found.p_value:.2g})"
         )
     if told:
-        yield f"the paper's score beside the better of the two random orders: {', '.join(told)}."
+        seeds = sum(bool(ground.of(method)) for method in RANDOM_METHODS)
+        beside = f"the better of {seeds} random orders" if seeds > 1 else "a random order"
+        yield f"the paper's score beside {beside}: {', '.join(told)}."
 
 
 def _reversed(ground: Ground, curve: Curve) -> Iterable[str]:

@@ -146,11 +146,16 @@ def test_the_reading_follows_the_figures(studies: Path) -> None:
     told = read(collect(studies).values())
     assert "100% against 75% at 10%, 81% against 56% at 20%" in told
     assert "is shown nowhere (largest p = 0.12)" in told
-    assert "not shown to differ at 10% (p = 0.5)" in told
+    assert (
+        "the paper's score beside the better of 2 random orders: not shown to differ at 10% (p = 0.5)" in told
+    )
     assert "10% removed keep 6% of it, and 85% of the answers do not end. This bears out" in told
 
     shown = study({("taylor2", 0.1): solved(16), ("selectivity", 0.1): solved(2)})
     put(studies, "mine", shown)
+    assert "random" not in read(collect(studies).values())
+    put(studies, "drawn", study({("random-42", 0.1): solved(12)}))
+    assert "the paper's score beside a random order: worse at 10%" in read(collect(studies).values())
     assert "is shown everywhere" in read(collect(studies).values())
     put(studies, "mine", study({("taylor2", 0.1): solved(16), ("taylor2, reversed", 0.1): solved(9)}))
     assert "does not bear out" in read(collect(studies).values())
