@@ -2,7 +2,6 @@
 reached; elsewhere the package installs without them."""
 
 import runpy
-
 from pathlib import Path
 
 from setuptools import Extension, setup

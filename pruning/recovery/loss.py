@@ -101,7 +101,7 @@ def losses(
             if gradient_scale is not None:
                 loss = gradient_scale * (ce_weight * cross_entropy + divergence)
                 loss.backward()  # type: ignore[no-untyped-call]
-        sums += LossSums(len(rows), cross_entropy.item(), divergence.item())
+        sums += LossSums(len(rows), cross_entropy.detach().item(), divergence.detach().item())
     if gradient_scale is not None:
         hidden.backward(leaf.grad)  # type: ignore[no-untyped-call]
     return sums
