@@ -72,11 +72,13 @@ def build_profile(
     device: str | torch.device,
     dtype: torch.dtype,
     progress: bool,
+    answers: Answers | None = None,
     max_memory_bytes: int | None = None,
 ) -> SelectivityProfile:
     """Loads the model and measures it: answers first, greedily, then one pass over all sequences.
 
     Args:
+        answers: the model's own to the target prompts, where they are known.
         progress: shows a bar with the time left, on stderr, for each of the two phases.
         max_memory_bytes: that weights and what is computed may take; None: as much as it likes. The profile
             is the same.
@@ -93,6 +95,7 @@ def build_profile(
         device=device,
         dtype=dtype,
         progress=progress,
+        answers=answers,
         max_memory_bytes=max_memory_bytes,
     )
     return calibration.measure(progress=progress)
@@ -192,7 +195,7 @@ def start_calibration(
     """Loads the model and lets it answer the target prompts, greedily.
 
     Args:
-        answers: what it answered before, where that is known.
+        answers: its own to the target prompts, where they are known.
 
     Raises:
         ModelError, ProfileError, MemoryBoundError: as `build_profile`.

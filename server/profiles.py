@@ -14,6 +14,7 @@ from eval.tasks.registry import open_calibration
 from pruning.calibration import CalibrationData, build_profile
 from pruning.checkpoint import Checkpoint, default_cache_dir, open_checkpoint
 from pruning.profile import SelectivityProfile, load
+from server.dense_answers import dense_answers
 from server.devices import resolve_device, resolve_dtype
 from server.memory import device_memory
 from server.settings import (
@@ -132,6 +133,16 @@ def _measure(
     settings: CommonSettings, checkpoint: Checkpoint, data: CalibrationData, max_memory: float | None = None
 ) -> SelectivityProfile:
     device, dtype = measuring_on(settings)
+    bound = memory_bound(max_memory, device)
+    answers = dense_answers(
+        checkpoint,
+        data.target,
+        data.max_new_tokens,
+        device=device,
+        dtype=dtype,
+        cache_dir=settings.cache_dir or default_cache_dir(),
+        max_memory_bytes=bound,
+    )
     return build_profile(
         checkpoint,
         settings.task,
@@ -139,5 +150,6 @@ def _measure(
         device=device,
         dtype=dtype,
         progress=True,
-        max_memory_bytes=memory_bound(max_memory, device),
+        answers=answers,
+        max_memory_bytes=bound,
     )
