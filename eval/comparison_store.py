@@ -11,13 +11,11 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from pruning.answers import Answers
 from pruning.divergence import AnswerDivergence
 from pruning.errors import SecateurError
 from pruning.files import write_atomically
 
 _DIVERGENCES: TypeAdapter[list[AnswerDivergence]] = TypeAdapter(list[AnswerDivergence])
-_ANSWERS: TypeAdapter[Answers] = TypeAdapter(Answers)
 
 
 class ComparisonError(SecateurError):
@@ -25,15 +23,10 @@ class ComparisonError(SecateurError):
 
 
 class ComparisonStore:
-    """A directory with the dense model's answers and the divergences of each cell."""
+    """A directory with the divergences of each cell."""
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
-
-    def answers(self, key: str, measure: Callable[[], Answers]) -> Answers:
-        """Those kept under `key`, else measured now and kept. Raises ComparisonError."""
-        kept: Answers = self._kept(f"answers-{key[:16]}.json", _ANSWERS, measure)
-        return kept
 
     def divergences(
         self, key: str, measure: Callable[[], Sequence[AnswerDivergence]]

@@ -72,18 +72,6 @@ def own_answers(
     return Answers(token_ids, unfinished)
 
 
-def answering_bytes(model: "PreTrainedModel", prompts: Sequence[Sequence[int]], max_new_tokens: int) -> int:
-    """What `own_answers` holds beside the weights: a batch's keys and values, its prompts in one layer."""
-    architecture, itemsize = architecture_of(model.config), model.dtype.itemsize
-    kv_bytes = architecture.kv_bytes_per_token(itemsize)
-    layer_bytes = (3 * architecture.intermediate_size + 8 * architecture.hidden_size) * itemsize
-    lengths = [len(prompt) + max_new_tokens for prompt in prompts]
-    return max(
-        len(group) * (lengths[group[0]] * kv_bytes + (lengths[group[0]] - max_new_tokens) * layer_bytes)
-        for group in grouped(lengths, KV_BYTES // kv_bytes, MAX_ROWS)
-    )
-
-
 def _generate(model: "PreTrainedModel", prompts: Sequence[Sequence[int]]) -> list[list[int]]:
     """New tokens of each prompt; rows that end early are filled up with padding."""
     longest = max(len(prompt) for prompt in prompts)

@@ -1,7 +1,6 @@
-"""Builds a profile: loads the dense model, lets it answer the calibration prompts, measures its neurons.
+"""Builds a profile: loads the dense model, and measures its neurons along its own answers to prompts.
 
-Knows which passes are run over what; how it answers is answers.py's, the sums are activations.py's, and the
-file format is profile.py's.
+Knows which passes are run over what; the sums are activations.py's, and the file format is profile.py's.
 """
 
 import hashlib
@@ -20,7 +19,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from pruning.activations import MomentSums, TaylorSums, add_moments, weight_norms
-from pruning.answers import Answers, answering_bytes, own_answers, prompt_token_ids
+from pruning.answers import Answers, prompt_token_ids
 from pruning.architectures import Architecture
 from pruning.batches import TokenBatch, TokenSequence, in_batches, pad_batch, with_answers
 from pruning.checkpoint import Checkpoint
@@ -68,18 +67,18 @@ def build_profile(
     checkpoint: Checkpoint,
     task_name: str,
     data: CalibrationData,
+    answers: Answers,
     *,
     device: str | torch.device,
     dtype: torch.dtype,
     progress: bool,
-    answers: Answers | None = None,
     max_memory_bytes: int | None = None,
 ) -> SelectivityProfile:
-    """Loads the model and measures it: answers first, greedily, then one pass over all sequences.
+    """Loads the model and measures it in one pass over all sequences.
 
     Args:
-        answers: the model's own to the target prompts, where they are known.
-        progress: shows a bar with the time left, on stderr, for each of the two phases.
+        answers: the model's own to the target prompts.
+        progress: shows a bar with the time left, on stderr.
         max_memory_bytes: that weights and what is computed may take; None: as much as it likes. The profile
             is the same.
 
@@ -92,10 +91,9 @@ def build_profile(
         checkpoint,
         task_name,
         data,
+        answers,
         device=device,
         dtype=dtype,
-        progress=progress,
-        answers=answers,
         max_memory_bytes=max_memory_bytes,
     )
     return calibration.measure(progress=progress)
@@ -106,15 +104,13 @@ class Calibration:
     """A model in memory, and what it is measured on. Made by `start_calibration`.
 
     Attributes:
-        answers: the whole model's own.
-        targets: prompts with those answers.
+        targets: prompts with the whole model's own answers.
         distractors: prompts alone.
         max_memory_bytes: as in `build_profile`.
     """
 
     model: "PreTrainedModel"
     architecture: Architecture
-    answers: Answers
     targets: tuple[TokenSequence, ...]
     distractors: tuple[TokenSequence, ...]
     provenance: Provenance
@@ -185,20 +181,16 @@ def start_calibration(
     checkpoint: Checkpoint,
     task_name: str,
     data: CalibrationData,
+    answers: Answers,
     *,
     device: str | torch.device,
     dtype: torch.dtype,
-    progress: bool,
-    answers: Answers | None = None,
     max_memory_bytes: int | None = None,
 ) -> Calibration:
-    """Loads the model and lets it answer the target prompts, greedily.
-
-    Args:
-        answers: its own to the target prompts, where they are known.
+    """Loads the model to be measured along its own answers to the target prompts.
 
     Raises:
-        ModelError, ProfileError, MemoryBoundError: as `build_profile`.
+        ModelError, ProfileError: as `build_profile`.
     """
     if not data.target or not data.distractor:
         raise ProfileError(
@@ -213,14 +205,6 @@ def start_calibration(
     check_lengths(checkpoint, distractors, 0)
 
     model = load_network(checkpoint, torch.device(device), dtype)
-    if answers is None:
-        if max_memory_bytes is not None:
-            parts = {
-                "the model": weight_bytes(model),
-                "a batch that is answered": answering_bytes(model, targets, data.max_new_tokens),
-            }
-            spare_bytes("answering the prompts", parts, max_memory_bytes, WAY_OUT)
-        answers = own_answers(model, targets, data.max_new_tokens, progress=progress)
     if answers.unfinished:
         logger.warning(
             "%d of %d answers did not end within %d tokens; they are measured as far as they go",
@@ -248,7 +232,6 @@ def start_calibration(
     return Calibration(
         model=model,
         architecture=checkpoint.architecture,
-        answers=answers,
         targets=tuple(with_answers(targets, answers.token_ids)),
         distractors=tuple(TokenSequence(tuple(prompt)) for prompt in distractors),
         provenance=provenance,

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from pruning.answers import answering_bytes, own_answers, prompt_token_ids
+from pruning.answers import Answers, prompt_token_ids
 from pruning.batches import in_batches, pad_batch, with_answers
 from pruning.calibration import CalibrationData, check_lengths, load_network
 from pruning.checkpoint import Checkpoint
@@ -26,7 +26,7 @@ from pruning.memory import FLOAT32_BYTES, logits_bytes, spare_bytes, weight_byte
 from pruning.ranking import Ranking
 from pruning.slicing import check_fit
 from pruning.streams import StreamStore
-from pruning.unfinished import kept_answers, load_unfinished
+from pruning.unfinished import load_unfinished
 
 if TYPE_CHECKING:  # takes a second and 80 MB to import; who has a model has done it
     from transformers import PreTrainedModel
@@ -62,6 +62,7 @@ def compensate(
     widths: Sequence[int],
     sparsity: float,
     data: CalibrationData,
+    answers: Answers,
     settings: CompensationSettings,
     work: Path,
     *,
@@ -81,7 +82,8 @@ def compensate(
 
     Args:
         sparsity: that `widths` follow from, as it was asked for.
-        work: a directory for the answers, the layers fitted so far and streams for which there is no memory.
+        answers: the dense model's, to `data.target`.
+        work: a directory for the layers fitted so far and streams for which there is no memory.
             With it an interrupted fit goes on where it was. The caller removes it.
         progress: shows bars with the time left, on stderr.
 
@@ -114,16 +116,7 @@ def compensate(
     prompts = [prompt_token_ids(tokenizer, prompt) for prompt in data.target]
     check_lengths(checkpoint, prompts, data.max_new_tokens)
     model = load_network(checkpoint, torch.device(settings.device), settings.dtype)
-    parts = {
-        "the model": weight_bytes(model),
-        "a batch that is answered": answering_bytes(model, prompts, data.max_new_tokens),
-    }
-    spare_bytes("answering the prompts", parts, settings.max_memory_bytes, "use --dtype bfloat16")
-    key = [checkpoint.fingerprint, checkpoint.tokenizer_fingerprint, data.fingerprint, str(settings.dtype)]
-    token_ids = kept_answers(
-        work, key, lambda: own_answers(model, prompts, data.max_new_tokens, progress=progress)
-    )
-    batches = _dealt(prompts, token_ids, model.device)
+    batches = _dealt(prompts, answers.token_ids, model.device)
     store = StreamStore(
         work / STREAMS_DIRECTORY, _memory_for_streams(model, batches, widths, settings), model.device
     )

@@ -17,7 +17,6 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from pruning.answers import Answers
 from pruning.calibration import Calibration
 from pruning.divergence import DenseReference
 from pruning.errors import RankingError
@@ -76,7 +75,6 @@ class StepsSoFar:
 
     done: int
     position: Tensor
-    answers: Answers
     profile_digest: str
 
     def save(self, path: Path, key: str) -> None:
@@ -84,8 +82,6 @@ class StepsSoFar:
         header = {
             "key": key,
             "done": self.done,
-            "answers": self.answers.token_ids,
-            "unfinished": self.answers.unfinished,
             "profile_digest": self.profile_digest,
         }
         try:
@@ -109,12 +105,7 @@ def load_steps(path: Path, key: str) -> StepsSoFar | None:
         with safe_open(path, framework="pt", device="cpu") as file:
             header = json.loads((file.metadata() or {})[METADATA_KEY])
             position = file.get_tensor("position")
-        so_far = StepsSoFar(
-            header["done"],
-            position,
-            Answers(header["answers"], header["unfinished"]),
-            header["profile_digest"],
-        )
+        so_far = StepsSoFar(header["done"], position, header["profile_digest"])
     except (OSError, SafetensorError, KeyError, ValueError) as error:
         raise RankingError(f"{path} is damaged ({error!r}); {way_out}") from error
     if header["key"] != key:
@@ -146,9 +137,7 @@ def rank_in_steps(
         ProfileError: activations are not finite, or too few for the score.
     """
     shape = (calibration.architecture.num_layers, calibration.architecture.intermediate_size)
-    so_far = start or StepsSoFar(
-        0, torch.arange(math.prod(shape)).view(shape), calibration.answers, profile_digest=""
-    )
+    so_far = start or StepsSoFar(0, torch.arange(math.prod(shape)).view(shape), profile_digest="")
     measured_at = steps.measured_at
     dense = None
     if steps.reweigh:
@@ -165,7 +154,6 @@ def rank_in_steps(
         so_far = StepsSoFar(
             number + 1,
             reordered(so_far.position, num_kept, score.compute(profile), steps.allocation),
-            calibration.answers,
             so_far.profile_digest or profile.digest,
         )
         on_step(so_far)

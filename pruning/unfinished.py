@@ -1,23 +1,19 @@
 """What a fit has come to so far, on disk, so that one that was interrupted goes on where it was.
 
-Knows answers and deltas; nothing of how either is made.
+Knows deltas; nothing of how they are made.
 """
 
-import json
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import cast
 
-from pruning.answers import Answers
 from pruning.delta import Delta, DeltaProvenance, LowRank, Projection, load_delta
 from pruning.errors import DeltaError
-from pruning.files import write_atomically
 
 logger = logging.getLogger(__name__)
 
-ANSWERS_FILE, LAYERS_FILE = "answers.json", "layers.safetensors"
+LAYERS_FILE = "layers.safetensors"
 FITTED_LAYERS = "fitted_layers"
 
 Layer = Mapping[Projection, LowRank]
@@ -63,14 +59,3 @@ def load_unfinished(work: Path, provenance: DeltaProvenance) -> UnfinishedFit:
         )
     logger.info("going on after layer %d, where an earlier run was interrupted", count)
     return UnfinishedFit(file, provenance, found.layers[:count])
-
-
-def kept_answers(work: Path, key: Sequence[str], measure: Callable[[], Answers]) -> list[list[int]]:
-    """The answers kept in `work` under `key`, else given now and kept."""
-    file = work / ANSWERS_FILE
-    known = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
-    if known.get("of") != key:
-        known = {"of": key, "token_ids": measure().token_ids}
-        work.mkdir(parents=True, exist_ok=True)
-        write_atomically(file, json.dumps(known).encode())
-    return cast("list[list[int]]", known["token_ids"])

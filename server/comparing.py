@@ -17,10 +17,10 @@ from eval.comparison_store import ComparisonStore, as_json
 from eval.provenance import provenance
 from eval.task import Task
 from eval.tasks.registry import open_task
-from pruning.answers import own_answers, prompt_token_ids
+from pruning.answers import prompt_token_ids
 from pruning.batches import with_answers
 from pruning.calibration import load_network
-from pruning.checkpoint import Checkpoint
+from pruning.checkpoint import Checkpoint, default_cache_dir
 from pruning.divergence import AnswerDivergence, DenseReference
 from pruning.masking import keeping, kept_neurons
 from pruning.profile import Provenance, SelectivityProfile
@@ -28,6 +28,7 @@ from pruning.ranking import Ranking, rank
 from pruning.ranking_file import SavedRanking
 from pruning.scores import SCORES, protected_neurons
 from pruning.widths import Allocation, exact_sparsity, widths_at
+from server.dense_answers import dense_answers
 from server.profiles import measuring_on, open_model, profile_for_serving
 from server.rankings import open_ranking
 from server.settings import CompareSettings, SettingsError
@@ -130,9 +131,13 @@ def _measure(
     def network() -> "PreTrainedModel":
         return load_network(checkpoint, device, dtype)
 
-    answers = store.answers(
-        _key(*identity, prompts, task.max_new_tokens),
-        lambda: own_answers(network(), prompts, task.max_new_tokens, progress=True),
+    answers = dense_answers(
+        checkpoint,
+        [item.prompt for item in items],
+        task.max_new_tokens,
+        device=device,
+        dtype=dtype,
+        cache_dir=settings.cache_dir or default_cache_dir(),
     )
 
     @cache

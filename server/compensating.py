@@ -8,7 +8,7 @@ from pruning.compensation import CompensationSettings, compensate
 from pruning.delta import Delta
 from pruning.errors import DeltaError
 from pruning.widths import widths_at
-from server.profiles import calibration_data, measuring_on, memory_bound, open_model
+from server.profiles import calibration_answers, calibration_data, measuring_on, memory_bound, open_model
 from server.rankings import ranked
 from server.settings import CompensateSettings
 
@@ -25,20 +25,18 @@ def fit_delta(settings: CompensateSettings) -> tuple[Path, Delta]:
     source = open_calibration(settings.task, settings.task_options())
     checkpoint = open_model(settings)
     known = ranked(settings, checkpoint)
+    data = calibration_data(source, settings.num_prompts, settings.seed)
     device, dtype = measuring_on(settings)
+    bound = memory_bound(settings.max_memory, device)
     work = out.with_name(f"{out.name}.work")
     delta = compensate(
         checkpoint,
         known.ranking,
         widths_at(known.ranking, settings.sparsity, known.allocation),
         settings.sparsity,
-        calibration_data(source, settings.num_prompts, settings.seed),
-        CompensationSettings(
-            rank=settings.rank,
-            device=str(device),
-            dtype=dtype,
-            max_memory_bytes=memory_bound(settings.max_memory, device),
-        ),
+        data,
+        calibration_answers(settings, checkpoint, data, bound),
+        CompensationSettings(settings.rank, str(device), dtype, bound),
         work,
         progress=True,
     )

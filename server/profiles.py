@@ -11,6 +11,7 @@ import torch
 
 from eval.task import CalibrationSource
 from eval.tasks.registry import open_calibration
+from pruning.answers import Answers
 from pruning.calibration import CalibrationData, build_profile
 from pruning.checkpoint import Checkpoint, default_cache_dir, open_checkpoint
 from pruning.profile import SelectivityProfile, load
@@ -100,6 +101,26 @@ def calibration_data(source: CalibrationSource, num_prompts: int, seed: int) -> 
     )
 
 
+def calibration_answers(
+    settings: CommonSettings, checkpoint: Checkpoint, data: CalibrationData, max_memory_bytes: int
+) -> Answers:
+    """The dense model's own, to the target prompts, in the dtype that it is measured in.
+
+    Raises:
+        ModelError, ProfileError, MemoryBoundError: as `dense_answers`.
+    """
+    device, dtype = measuring_on(settings)
+    return dense_answers(
+        checkpoint,
+        data.target,
+        data.max_new_tokens,
+        device=device,
+        dtype=dtype,
+        cache_dir=settings.cache_dir or default_cache_dir(),
+        max_memory_bytes=max_memory_bytes,
+    )
+
+
 def cached_path(settings: CommonSettings, checkpoint: Checkpoint) -> Path:
     """Where the profile of this model and task lies.
 
@@ -134,22 +155,13 @@ def _measure(
 ) -> SelectivityProfile:
     device, dtype = measuring_on(settings)
     bound = memory_bound(max_memory, device)
-    answers = dense_answers(
-        checkpoint,
-        data.target,
-        data.max_new_tokens,
-        device=device,
-        dtype=dtype,
-        cache_dir=settings.cache_dir or default_cache_dir(),
-        max_memory_bytes=bound,
-    )
     return build_profile(
         checkpoint,
         settings.task,
         data,
+        calibration_answers(settings, checkpoint, data, bound),
         device=device,
         dtype=dtype,
         progress=True,
-        answers=answers,
         max_memory_bytes=bound,
     )

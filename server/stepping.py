@@ -9,7 +9,7 @@ from pruning.calibration import start_calibration
 from pruning.ranking_file import SavedRanking
 from pruning.scores import SCORES
 from pruning.stepwise import Steps, StepsSoFar, load_steps, rank_in_steps, steps_key
-from server.profiles import calibration_data, measuring_on, memory_bound, open_model
+from server.profiles import calibration_answers, calibration_data, measuring_on, memory_bound, open_model
 from server.rankings import allocation_of
 from server.settings import RankSettings, SettingsError
 
@@ -47,15 +47,15 @@ def make_ranking(settings: RankSettings) -> SavedRanking:
     start = load_steps(partial, key)
     if start is not None:
         logger.info("going on after %d of %d steps", start.done, len(steps.measured_at))
+    bound = memory_bound(settings.max_memory, device)
     calibration = start_calibration(
         checkpoint,
         settings.task,
         data,
+        calibration_answers(settings, checkpoint, data, bound),
         device=device,
         dtype=dtype,
-        progress=True,
-        answers=None if start is None else start.answers,
-        max_memory_bytes=memory_bound(settings.max_memory, device),
+        max_memory_bytes=bound,
     )
     if not score.uses_distractors:
         calibration = replace(calibration, distractors=())

@@ -185,7 +185,10 @@ def _profile(checkpoint: Checkpoint, task: ArithmeticTask, items: int, seed: int
         seed=seed,
         max_new_tokens=task.max_new_tokens,
     )
-    return build_profile(checkpoint, task.name, data, device="cpu", dtype=DTYPE, progress=True)
+    tokenizer = checkpoint.tokenizer()
+    prompts = [prompt_token_ids(tokenizer, prompt) for prompt in data.target]
+    answers = own_answers(_load(checkpoint), prompts, task.max_new_tokens, progress=True)
+    return build_profile(checkpoint, task.name, data, answers, device="cpu", dtype=DTYPE, progress=True)
 
 
 def _ranking(profile: SelectivityProfile, strategy: Strategy) -> Ranking:

@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM
 
 from pruning import answers as answers_module
 from pruning import calibration
-from pruning.answers import own_answers, prompt_token_ids
+from pruning.answers import Answers, own_answers, prompt_token_ids
 from pruning.calibration import CalibrationData, build_profile
 from pruning.checkpoint import Checkpoint, open_checkpoint
 from pruning.errors import ModelError, ProfileError, StaleProfileError
@@ -23,6 +23,7 @@ DATA = CalibrationData(
     seed=7,
     max_new_tokens=12,
 )
+ANSWERS = Answers([[5, 6, 7], [8, 4], [9, 10, 11, 12]], unfinished=3)  # as far as measuring is concerned
 
 
 @pytest.fixture(scope="module")
@@ -35,8 +36,14 @@ def load(checkpoint: Checkpoint) -> Any:
     return AutoModelForCausalLM.from_pretrained(checkpoint.path).eval().requires_grad_(False)
 
 
-def build(checkpoint: Checkpoint, data: CalibrationData = DATA) -> SelectivityProfile:
-    return build_profile(checkpoint, "sums", data, device="cpu", dtype=torch.float32, progress=False)
+def build(
+    checkpoint: Checkpoint,
+    data: CalibrationData = DATA,
+    *,
+    dtype: torch.dtype = torch.float32,
+    progress: bool = False,
+) -> SelectivityProfile:
+    return build_profile(checkpoint, "sums", data, ANSWERS, device="cpu", dtype=dtype, progress=progress)
 
 
 def greedy(model: Any, prompt: list[int], max_new_tokens: int, eos: int) -> list[int]:
@@ -91,10 +98,9 @@ def test_the_profile_counts_prompt_and_answer_tokens_apart(checkpoint: Checkpoin
     profile = build(checkpoint)
     tokenizer = checkpoint.tokenizer()
     prompts = [prompt_token_ids(tokenizer, prompt) for prompt in DATA.target]
-    answers = own_answers(load(checkpoint), prompts, 12, progress=False).token_ids
 
     assert profile.target_prompt.tokens == sum(map(len, prompts))
-    assert profile.target_answer.tokens == sum(len(answer) - 1 for answer in answers)
+    assert profile.target_answer.tokens == sum(len(answer) - 1 for answer in ANSWERS.token_ids)
     assert profile.distractor_prompt.tokens == sum(
         len(prompt_token_ids(tokenizer, prompt)) for prompt in DATA.distractor
     )
@@ -140,10 +146,10 @@ def test_answers_that_do_not_end_are_counted_and_reported(
     checkpoint: Checkpoint, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.WARNING, logger="pruning"):
-        profile = build(checkpoint, dataclasses.replace(DATA, max_new_tokens=1))
+        profile = build(checkpoint)
 
     assert profile.provenance.unfinished_answers == 3
-    assert "3 of 3 answers did not end within 1 tokens" in caplog.text
+    assert "3 of 3 answers did not end within 12 tokens" in caplog.text
 
 
 def test_a_profile_of_another_revision_is_refused(checkpoint: Checkpoint, tmp_path: Path) -> None:
@@ -176,7 +182,7 @@ def test_prompts_that_do_not_fit_the_context_are_refused(checkpoint: Checkpoint)
         build(checkpoint, dataclasses.replace(DATA, max_new_tokens=500))
 
 
-def test_a_checkpoint_that_lacks_tensors_is_not_measured(tmp_path: Path) -> None:
+def test_a_checkpoint_that_lacks_tensors_is_not_build(tmp_path: Path) -> None:
     path = tiny_checkpoint(tmp_path / "tiny")
     tensors = load_file(path / "model.safetensors")
     del tensors["model.layers.1.mlp.up_proj.weight"]
@@ -205,20 +211,17 @@ def test_activations_that_overflow_are_refused(tmp_path: Path) -> None:
         build(open_checkpoint(str(path), path))
 
 
-def test_progress_goes_to_stderr_with_both_phases(
-    checkpoint: Checkpoint, capsys: pytest.CaptureFixture[str]
-) -> None:
-    build_profile(checkpoint, "sums", DATA, device="cpu", dtype=torch.float32, progress=True)
+def test_progress_goes_to_stderr(checkpoint: Checkpoint, capsys: pytest.CaptureFixture[str]) -> None:
+    build(checkpoint, progress=True)
     captured = capsys.readouterr()
 
     assert captured.out == ""
-    assert "answers: 100%" in captured.err
     assert "activations: 100%" in captured.err
 
 
 def test_bfloat16_measures_about_the_same(checkpoint: Checkpoint) -> None:
     exact = build(checkpoint)
-    rounded = build_profile(checkpoint, "sums", DATA, device="cpu", dtype=torch.bfloat16, progress=False)
+    rounded = build(checkpoint, dtype=torch.bfloat16)
 
     assert rounded.provenance.dtype == "bfloat16"
     ratio = rounded.distractor_prompt.sq_sum.sum() / exact.distractor_prompt.sq_sum.sum()

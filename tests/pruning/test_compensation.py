@@ -1,7 +1,6 @@
 """A fitted delta does what its report says, goes on where it was, and brings a pruned model nearer."""
 
 import dataclasses
-import json
 import re
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,7 +11,7 @@ from torch.nn import functional as F
 from transformers import AutoModelForCausalLM
 
 from eval.tasks.registry import open_calibration
-from pruning import compensation, layer_fit
+from pruning import layer_fit
 from pruning.batches import TokenSequence, pad_batch
 from pruning.calibration import CalibrationData, load_network
 from pruning.checkpoint import Checkpoint, open_checkpoint
@@ -27,6 +26,7 @@ from pruning.streams import Streams, StreamStore
 from pruning.widths import widths_at
 from server.profiles import calibration_data, open_model
 from server.settings import ProfileSettings, load_settings
+from tests.pruning.answered import answers_to
 from tests.tiny import FAMILIES, tiny_checkpoint
 
 SETTINGS = CompensationSettings(rank=4, device="cpu", dtype=torch.float32, max_memory_bytes=2**30)
@@ -43,7 +43,8 @@ def ranking(layers: int = 3, neurons: int = 192) -> Ranking:
 
 def fit(checkpoint: Checkpoint, work: Path, **changes: object) -> Delta:
     settings = dataclasses.replace(SETTINGS, **changes)
-    return compensate(checkpoint, ranking(), WIDTHS, 0.3, DATA, settings, work, progress=False)
+    answers = answers_to(DATA, checkpoint)
+    return compensate(checkpoint, ranking(), WIDTHS, 0.3, DATA, answers, settings, work, progress=False)
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +53,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
     return open_checkpoint(str(path), tmp_path_factory.mktemp("cache"))
 
 
-def divergence(checkpoint: Checkpoint, delta: Delta | None, work: Path) -> float:
+def divergence(checkpoint: Checkpoint, delta: Delta | None) -> float:
     """KL(dense ‖ pruned) on every tenth answer, by whole networks one sequence at a time."""
 
     def network():
@@ -62,7 +63,7 @@ def divergence(checkpoint: Checkpoint, delta: Delta | None, work: Path) -> float
     if delta is not None:
         merge_delta(pruned, delta)
     tokenizer = checkpoint.tokenizer()
-    answers = json.loads((work / "answers.json").read_text())["token_ids"]
+    answers = answers_to(DATA, checkpoint).token_ids
     total = count = 0.0
     for index in range(0, len(answers), 10):
         message = [{"role": "user", "content": DATA.target[index]}]
@@ -86,7 +87,7 @@ def test_what_is_reported_is_what_the_merged_model_does(family: str, tmp_path: P
     delta.check(model=checkpoint.fingerprint, ranking=ranking().digest, widths=WIDTHS)
     reported = delta.provenance.settings
     for name, merged in (("kl_nats_before", None), ("kl_nats_after", delta)):
-        expected = divergence(checkpoint, merged, tmp_path / "work")
+        expected = divergence(checkpoint, merged)
         assert reported[name] == pytest.approx(expected, rel=1e-3), name
     assert all(set(layer) <= {"down_proj"} for layer in delta.layers)
     assert {m.a.dtype for layer in delta.layers for m in layer.values()} == {torch.bfloat16}
@@ -95,9 +96,10 @@ def test_what_is_reported_is_what_the_merged_model_does(family: str, tmp_path: P
 def test_the_first_layer_is_the_dense_solve(tiny: Checkpoint, tmp_path: Path) -> None:
     """Where nothing was pruned before: by least squares over all tokens, λ chosen on two sequences of ten."""
     whole = dataclasses.replace(SETTINGS, rank=40)  # as the first layer's width: nothing is truncated
-    fitting = compensate(tiny, ranking(), (40, 192, 64), 0.3, DATA, whole, tmp_path, progress=False)
+    given = answers_to(DATA, tiny)
+    fitting = compensate(tiny, ranking(), (40, 192, 64), 0.3, DATA, given, whole, tmp_path, progress=False)
     found = fitting.layers[0]["down_proj"].product().double()
-    answers = json.loads((tmp_path / "answers.json").read_text())["token_ids"]
+    answers = given.token_ids
     model = AutoModelForCausalLM.from_pretrained(tiny.path, dtype=torch.float32).eval()
     layer, kept = model.model.layers[0], ranking().permutation[0, :40]
     seen: list[torch.Tensor] = []
@@ -175,7 +177,6 @@ def test_an_interrupted_fit_goes_on_to_the_same_delta(
     monkeypatch.setattr(layer_fit.LayerFit, "_solve", interrupted)
     with pytest.raises(KeyboardInterrupt):
         fit(tiny, tmp_path / "work")
-    monkeypatch.setattr(compensation, "own_answers", None)  # those are known
     fitted.append(-1)
     assert fit(tiny, tmp_path / "work").digest == whole.digest
     assert fitted == [0, 1, -1, 2], "no layer is fitted twice"
@@ -186,11 +187,9 @@ def test_an_interrupted_fit_goes_on_to_the_same_delta(
 def test_the_least_memory_that_works_is_named_and_gives_the_same_delta(
     tiny: Checkpoint, tmp_path: Path
 ) -> None:
-    bound = 3_000_000
-    for _ in range(2):  # answers are given first, and take less
-        with pytest.raises(MemoryBoundError) as refused:
-            fit(tiny, tmp_path / "work", max_memory_bytes=bound)
-        bound = int(float(re.search(r"at least ([\d.]+) GiB", str(refused.value))[1]) * 2**30)
+    with pytest.raises(MemoryBoundError) as refused:
+        fit(tiny, tmp_path / "work", max_memory_bytes=3_000_000)
+    bound = int(float(re.search(r"at least ([\d.]+) GiB", str(refused.value))[1]) * 2**30)
     within = fit(tiny, tmp_path / "work", max_memory_bytes=bound)
     assert any((tmp_path / "work" / "streams").iterdir()), "streams wait on disk"
     whole = fit(tiny, tmp_path / "whole")
@@ -205,7 +204,9 @@ def test_what_cannot_be_fitted_is_refused(tiny: Checkpoint, tmp_path: Path) -> N
         fit(tiny, tmp_path, max_memory_bytes=500_000)
     few = dataclasses.replace(DATA, target=DATA.target[:9])
     with pytest.raises(DeltaError, match="there are 9 prompts; at least 10"):
-        compensate(tiny, ranking(), WIDTHS, 0.3, few, SETTINGS, tmp_path, progress=False)
+        compensate(
+            tiny, ranking(), WIDTHS, 0.3, few, answers_to(few, tiny), SETTINGS, tmp_path, progress=False
+        )
 
 
 def test_a_pruned_model_comes_nearer_to_the_dense_one(tmp_path: Path) -> None:
@@ -216,5 +217,7 @@ def test_a_pruned_model_comes_nearer_to_the_dense_one(tmp_path: Path) -> None:
     order = ranking(6, checkpoint.architecture.intermediate_size)
     widths = widths_at(order, 0.3, "uniform")
     fitting = dataclasses.replace(SETTINGS, rank=32)
-    found = compensate(checkpoint, order, widths, 0.3, data, fitting, tmp_path, progress=False).provenance
+    answers = answers_to(data, checkpoint)
+    delta = compensate(checkpoint, order, widths, 0.3, data, answers, fitting, tmp_path, progress=False)
+    found = delta.provenance
     assert found.settings["kl_nats_after"] < 0.25 * found.settings["kl_nats_before"]

@@ -17,6 +17,7 @@ from pruning.masking import keeping
 from pruning.reweighing import divergence_weights, reweighed
 from pruning.scores import SCORES
 from pruning.stepwise import Steps, StepsSoFar, rank_in_steps, reordered
+from tests.pruning.answered import answers_to
 from tests.tiny import tiny_checkpoint
 
 LAYERS, NEURONS = 3, 192
@@ -27,7 +28,8 @@ DATA = CalibrationData(("one and one", "2 + 3 * 4 ="), ("once upon a time",), se
 def calibration(tmp_path_factory: pytest.TempPathFactory) -> Calibration:
     path = tiny_checkpoint(tmp_path_factory.mktemp("models") / "tiny")
     checkpoint = open_checkpoint(str(path), path)
-    return start_calibration(checkpoint, "sums", DATA, device="cpu", dtype=torch.float32, progress=False)
+    answers = answers_to(DATA, checkpoint)
+    return start_calibration(checkpoint, "sums", DATA, answers, device="cpu", dtype=torch.float32)
 
 
 def diverging(*kl: float) -> AnswerDivergence:

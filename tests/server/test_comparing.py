@@ -8,14 +8,13 @@ import pytest
 import torch
 
 from eval.tasks.arithmetic import ArithmeticTask
-from pruning import calibration
 from pruning.calibration import Calibration
 from pruning.checkpoint import open_checkpoint
 from pruning.divergence import DenseReference
 from pruning.errors import RankingError
 from pruning.ranking_file import load_ranking
 from pruning.widths import widths_at
-from server import comparing, stepping
+from server import dense_answers, stepping
 from server.__main__ import EXIT_FAILED, EXIT_USAGE, main
 from server.rankings import ranked
 from server.settings import CompareSettings, RankSettings, ServeSettings, SettingsError, load_settings
@@ -103,7 +102,7 @@ def test_what_a_killed_comparison_measured_is_not_measured_again(
     assert len(set(measured)) == len(measured)
     first = (tmp_path / "results.json").read_text()
 
-    monkeypatch.setattr(comparing, "own_answers", no_answers)
+    monkeypatch.setattr(dense_answers, "load_engine", no_answers)
     assert main(arguments) == 0
     assert len(measured) == 7
     assert json.loads((tmp_path / "results.json").read_text())["cells"] == json.loads(first)["cells"]
@@ -167,7 +166,7 @@ def test_a_killed_order_goes_on_and_ends_the_same(
     assert main(["rank", *common, *RANK, "--out", str(killed)]) == 130
     limit = 100
     assert main(["rank", *common, *RANK, "--seed", "1", "--out", str(killed)]) == EXIT_FAILED  # other data
-    monkeypatch.setattr(calibration, "own_answers", no_answers)
+    monkeypatch.setattr(dense_answers, "load_engine", no_answers)
     assert main(["rank", *common, *RANK, "--out", str(killed)]) == 0
     assert measured == ["step 1 of 3", "step 2 of 3", "step 3 of 3"]
     assert load_ranking(killed).ranking.digest == load_ranking(whole).ranking.digest

@@ -1,0 +1,14 @@
+"""What a checkpoint itself answers to calibration prompts, for what is measured along them."""
+
+import torch
+
+from pruning.answers import Answers, own_answers, prompt_token_ids
+from pruning.calibration import CalibrationData, load_network
+from pruning.checkpoint import Checkpoint
+
+
+def answers_to(data: CalibrationData, checkpoint: Checkpoint, dtype: torch.dtype = torch.float32) -> Answers:
+    tokenizer = checkpoint.tokenizer()
+    prompts = [prompt_token_ids(tokenizer, prompt) for prompt in data.target]
+    model = load_network(checkpoint, torch.device("cpu"), dtype)
+    return own_answers(model, prompts, data.max_new_tokens, progress=False)
