@@ -116,9 +116,7 @@ def scraped(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Metered]:
     }
     with (
         metered(directory / "powercap") as powercap,
-        running(
-            ranked_math_mini(directory), powercap=powercap, cache_dir=directory / "cache", **limits, **judged
-        ) as live,
+        running(ranked_math_mini(directory), powercap=powercap, **limits, **judged) as live,
         scraping(live.url.removeprefix("http://"), directory) as prometheus,
         live.client() as client,
     ):
