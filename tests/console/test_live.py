@@ -6,7 +6,7 @@ from typing import Any
 
 import httpx
 import pytest
-from playwright.sync_api import Locator, Page, expect
+from playwright.sync_api import Locator, Page, Route, expect
 
 from server.routes.console import DIRECTORY
 from tests.console.conftest import OpenPage, serving
@@ -114,6 +114,36 @@ def test_without_the_chart_library_tables_say_the_same(live: Live, open_page: Op
         expect(tables.nth(1).get_by_role("columnheader")).to_have_text(["Time", "generated", "prompts"])
         expect(tables.nth(1).locator("tbody tr").first).to_be_visible()
         expect(page.locator("#charts canvas")).to_have_count(0)
+
+
+def test_ticks_of_what_is_counted_are_whole(live: Live, open_page: OpenPage) -> None:
+    """9 at once: 2.5 between two ticks would be room enough, and be told as 0, 3, 5, 8."""
+    record = """
+        const { fillText } = CanvasRenderingContext2D.prototype;
+        CanvasRenderingContext2D.prototype.fillText = function (text, ...place) {
+            const figure = this.canvas.closest("figure");
+            if (figure) (figure.told ??= new Set()).add(text);
+            return fillText.call(this, text, ...place);
+        };
+    """
+
+    def busy(route: Route) -> None:
+        answer = route.fetch().json()
+        answer["series"]["running"] = [9] * len(answer["series"]["time"])
+        route.fulfill(json=answer)
+
+    with open_page(live) as page:
+        page.add_init_script(record)
+        page.route("**/v1/live*", busy)
+        page.reload()
+        page.get_by_role("link", name="Live").click()
+        chart = page.get_by_role("figure").filter(has_text="Requests at once")
+        expect(chart).to_contain_text("running 9")
+        if not HAS_CHARTS:
+            return
+        ticks = sorted(int(text) for text in chart.evaluate("f => [...f.told]") if text.isdecimal())
+        assert len(ticks) > 1
+        assert ticks == list(range(0, ticks[-1] + 1, ticks[1]))
 
 
 def told(started: float, time: list[float], **variants: list[int]) -> dict[str, Any]:
