@@ -74,6 +74,13 @@ document.querySelector('[data-view="playground"]')?.addEventListener("click", (e
   event.preventDefault();
   location.hash = writeLink({ view: "playground", parameters: playground.parameters });
 });
+addEventListener("keydown", ({ key }) => {
+  /** @type {HTMLDetailsElement | null} */
+  const menu = key === "Escape" ? document.querySelector("details.menu[open]") : null;
+  if (!menu) return;
+  menu.open = false;
+  menu.querySelector("summary")?.focus();
+});
 addEventListener("hashchange", navigate);
 navigate();
 begin();
