@@ -32,7 +32,10 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m bench.demo", description=__doc__)
     parser.add_argument("--serve", default="", help='more options of `secateur serve`, e.g. "--threads 1"')
     parser.add_argument("--seed", type=int, default=0, help="of questions and sizes (default: %(default)s)")
-    return parser.parse_args(argv)
+    arguments = parser.parse_args(argv)
+    if any(option.partition("=")[0] == "--port" for option in shlex.split(arguments.serve)):
+        parser.error("--serve: the demo takes a free port and prints its address; --port is not for it")
+    return arguments
 
 
 async def demo(arguments: argparse.Namespace) -> None:

@@ -11,15 +11,15 @@ import { VariantsView } from "./variants.js";
 const VIEWS = ["playground", "live", "variants"];
 const RETRY_MS = 2000;
 
-const opened = readLink(location.hash);
-const playground = new Playground(opened.view === "playground" ? opened.parameters : new URLSearchParams());
+const playground = new Playground();
 const live = new LiveView();
 const variants = new VariantsView();
 
 /** Shows the view that the address names. */
 function navigate() {
-  const { view } = readLink(location.hash);
+  const { view, parameters } = readLink(location.hash);
   const shown = VIEWS.includes(view) ? view : VIEWS[0];
+  if (shown === "playground" && parameters.size) playground.open(parameters);
   for (const name of VIEWS) byId(name).hidden = name !== shown;
   for (const link of document.querySelectorAll("nav a")) {
     if (/** @type {HTMLElement} */ (link).dataset.view === shown) link.setAttribute("aria-current", "page");
@@ -73,6 +73,13 @@ onServed(({ listing }) => (byId("model").textContent = listing.model));
 document.querySelector('[data-view="playground"]')?.addEventListener("click", (event) => {
   event.preventDefault();
   location.hash = writeLink({ view: "playground", parameters: playground.parameters });
+});
+addEventListener("keydown", ({ key }) => {
+  /** @type {HTMLDetailsElement | null} */
+  const menu = key === "Escape" ? document.querySelector("details.menu[open]") : null;
+  if (!menu) return;
+  menu.open = false;
+  menu.querySelector("summary")?.focus();
 });
 addEventListener("hashchange", navigate);
 navigate();

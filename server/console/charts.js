@@ -104,11 +104,11 @@ export class TimeChart extends Figure {
    * @param {string} title
    * @param {(value: number | null | undefined) => string} write a number with its unit
    * @param {Line[]} lines
-   * @param {2 | 10} [base] of round numbers
+   * @param {number[]} [steps] that may lie between two ticks; any round number where none are given
    */
-  constructor(parent, title, write, lines, base = 10) {
+  constructor(parent, title, write, lines, steps) {
     super(parent, title);
-    this.base = base;
+    this.steps = steps;
     this.lines = lines;
     this.write = write;
   }
@@ -171,7 +171,7 @@ export class TimeChart extends Figure {
         {
           size: 62,
           values: (/** @type {any} */ _, /** @type {number[]} */ ticks) => ticks.map((tick) => this.write(tick)),
-          ...(this.base === 2 ? { incrs: Array.from({ length: 50 }, (_, i) => 2 ** i) } : {}),
+          ...(this.steps ? { incrs: this.steps } : {}),
         },
       ],
     );

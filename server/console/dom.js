@@ -30,6 +30,20 @@ export function tell(element, text) {
 }
 
 /**
+ * What there is to choose from. Where that is as before nothing is touched: somebody may have the list open.
+ * @param {HTMLSelectElement} select
+ * @param {string[]} values
+ * @param {string} chosen
+ * @param {string} [all] what the value "" is called, where there is one
+ */
+export function fillSelect(select, values, chosen, all) {
+  const options = [...(all ? [make("option", { value: "" }, all)] : []), ...values.map((value) => make("option", { value }, value))];
+  const same = options.length === select.options.length && options.every(({ value }, i) => value === select.options[i].value);
+  if (!same) select.replaceChildren(...options);
+  if (select.value !== chosen) select.value = chosen;
+}
+
+/**
  * A table's content: a column is its heading, or the heading and "number" for what is aligned to the right.
  * @param {HTMLTableElement} table
  * @param {string} caption for those who do not see the headline

@@ -1,7 +1,7 @@
 /** One size in the playground: its slider, its answer as it comes, and what the answer took. */
 
 import { stream } from "./api.js";
-import { byId, make, tell } from "./dom.js";
+import { byId, fillSelect, make, tell } from "./dom.js";
 import * as format from "./format.js";
 
 /** With more stops than this, only the first and the last have room for a label. */
@@ -59,7 +59,7 @@ export class Lane {
   offer(variants, size) {
     this.#variants = variants;
     this.#id = size;
-    this.#select.replaceChildren(...variants.map((variant) => make("option", { value: variant.id }, variant.id)));
+    fillSelect(this.#select, variants.map(({ id }) => id), size);
     this.#slider.max = String(variants.length - 1);
     const labelled = (/** @type {number} */ i) =>
       variants.length <= MAX_LABELS || i === 0 || i === variants.length - 1;

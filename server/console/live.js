@@ -8,6 +8,9 @@ import { extend, isRestarted, knownUntil, latest } from "./history.js";
 
 const RETRY_SECONDS = 1;
 const SPARKLINE_ENTRIES = 90;
+/** Between two ticks of an axis: of things that are counted, and of bytes. */
+const WHOLE = Array.from({ length: 7 }, (_, i) => [1, 2, 5].map((step) => step * 10 ** i)).flat();
+const BINARY = Array.from({ length: 50 }, (_, i) => 2 ** i);
 
 /** @typedef {import("./history.js").Live} Live */
 
@@ -122,13 +125,13 @@ function charts(parent) {
     new TimeChart(parent, "Requests at once", format.count, [
       { label: "running", column: "running" },
       { label: "waiting", column: "waiting", second: true },
-    ]),
+    ], WHOLE),
     new TimeChart(parent, "Requests per second", format.rate, [
       { label: "begun", column: "requests_per_second" },
       { label: "rejected", column: "rejections_per_second", second: true },
     ]),
     new TimeChart(parent, "KV cache in use", format.share, [{ label: "used", column: "kv_usage_ratio" }]),
-    new TimeChart(parent, "Memory of the process", format.bytes, [{ label: "now", column: "process_bytes" }], 2),
+    new TimeChart(parent, "Memory of the process", format.bytes, [{ label: "now", column: "process_bytes" }], BINARY),
   ];
   return { accuracy, overTime };
 }

@@ -1,11 +1,11 @@
 /** One prompt, up to four sizes side by side, their answers as they come and where they part. */
 
 import { keyOf } from "./api.js";
-import { byId, make, tell } from "./dom.js";
+import { byId, fillSelect, tell } from "./dom.js";
 import { divergence } from "./divergence.js";
 import { Lane } from "./lane.js";
 import { copy, writeLink } from "./link.js";
-import { onServed } from "./served.js";
+import { onServed, refresh } from "./served.js";
 import { curlCommand, pythonProgram, requestBody } from "./snippets.js";
 
 const MAX_LANES = 4;
@@ -28,16 +28,10 @@ export class Playground {
   /** @type {AbortController | null} */
   #running = null;
   #drawing = false;
-  /** What the link asked for, until it is known what is served. */
-  #wanted;
+  /** Sizes that a link asked for, until it is known what is served. @type {string[]} */
+  #wanted = [];
 
-  /** @param {URLSearchParams} parameters of the link that was opened */
-  constructor(parameters) {
-    this.#wanted = parameters;
-    this.#prompt.value = parameters.get("prompt") ?? "";
-    byId("max-tokens").value = parameters.get("max_tokens") ?? byId("max-tokens").value;
-    byId("allow-unsafe").checked = parameters.get("allow_unsafe") === "1";
-
+  constructor() {
     byId("ask").addEventListener("submit", (/** @type {Event} */ event) => {
       event.preventDefault();
       this.#run();
@@ -55,6 +49,17 @@ export class Playground {
     }
     byId("code-lane").addEventListener("change", () => this.#writeCode());
     onServed((served) => this.#offer(served));
+  }
+
+  /** Takes up the state that a link says; its own, it has already. @param {URLSearchParams} parameters */
+  open(parameters) {
+    if (parameters.toString() === this.parameters.toString()) return;
+    this.#running?.abort();
+    this.#prompt.value = parameters.get("prompt") ?? this.#prompt.value;
+    byId("max-tokens").value = parameters.get("max_tokens") ?? byId("max-tokens").value;
+    byId("allow-unsafe").checked = parameters.get("allow_unsafe") === "1";
+    this.#wanted = parameters.getAll("size").slice(0, MAX_LANES);
+    if (this.#served) this.#lay(this.#wanted);
   }
 
   /** The state of the view, as its link says it. */
@@ -79,12 +84,18 @@ export class Playground {
     const { data, probes } = served.listing;
     if (isFirst) {
       if (!this.#prompt.value) this.#prompt.value = EXAMPLES[probes.task ?? ""] ?? "";
-      const wanted = this.#wanted.getAll("size").slice(0, MAX_LANES);
-      for (const size of wanted.length ? wanted : defaultSizes(served)) this.#addLane(size);
+      this.#lay(this.#wanted);
     } else {
       for (const lane of this.#lanes) lane.offer(data, lane.size);
       this.#changed();
     }
+  }
+
+  /** Lanes anew, in place of those that are there. @param {string[]} sizes if none, those that show the most */
+  #lay(sizes) {
+    for (const lane of this.#lanes) lane.element.remove();
+    this.#lanes = [];
+    for (const size of sizes.length || !this.#served ? sizes : defaultSizes(this.#served)) this.#addLane(size);
   }
 
   /** @param {string} size */
@@ -140,6 +151,8 @@ export class Playground {
     const failed = this.#lanes.filter((lane) => lane.answer?.error).length;
     const told = failed ? `${failed} of ${this.#lanes.length} could not answer.` : "All have answered.";
     tell(byId("ask-status"), run.signal.aborted ? "Stopped." : told);
+    // What has been measured by now. Where the server is away the lanes have said so.
+    refresh({ quiet: true }).catch(() => undefined);
   }
 
   /** @param {boolean} running */
@@ -183,8 +196,7 @@ export class Playground {
     const select = byId("code-lane");
     const sizes = [...new Set(this.#lanes.map((lane) => lane.size))];
     const chosen = sizes.includes(select.value) ? select.value : sizes[sizes.length - 1];
-    select.replaceChildren(...sizes.map((size) => make("option", { value: size }, size)));
-    select.value = chosen;
+    fillSelect(select, sizes, chosen);
     const lane = this.#lanes.find((lane) => lane.size === chosen);
     const body = lane && this.#body(lane);
     const wantsKey = keyOf("api") !== "";

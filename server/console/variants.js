@@ -1,7 +1,7 @@
 /** The list of variants, and what an administrator may do to it. */
 
 import { call, keepKey, keyOf } from "./api.js";
-import { byId, fillTable, make, tell } from "./dom.js";
+import { byId, fillSelect, fillTable, make, tell } from "./dom.js";
 import * as format from "./format.js";
 import { pills } from "./live.js";
 import { onServed, refresh } from "./served.js";
@@ -70,10 +70,8 @@ export class VariantsView {
     fillTable(byId("variant-table"), "Variants", COLUMNS, listing.data.map((variant) => this.#row(variant)));
     if (focused) document.querySelector(`[data-retires="${CSS.escape(focused)}"]`)?.focus();
     const select = byId("probe-variant");
-    const chosen = select.value;
-    const options = listing.data.map(({ id }) => make("option", { value: id }, id));
-    select.replaceChildren(make("option", { value: "" }, "All"), ...options);
-    select.value = listing.data.some(({ id }) => id === chosen) ? chosen : "";
+    const ids = listing.data.map(({ id }) => id);
+    fillSelect(select, ids, ids.includes(select.value) ? select.value : "", "All");
     byId("run-probes").querySelector("button").disabled = task === null;
   }
 

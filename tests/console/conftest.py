@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,10 +12,19 @@ from tests.console.browser import EXECUTABLE, MISSING, chromium
 from tests.integration.live import Live, Tiny, running
 from tests.integration.sabotage import ranked_math_mini
 
-PATIENCE_MS = 30_000  # what a loaded machine may need; nothing is asserted about time
+# What a loaded machine may need; nothing is asserted about time.
+PATIENCE_MS = 60_000
+TEST_SECONDS = 600
 OpenPage = Callable[..., AbstractContextManager[Page]]
 
 expect.set_options(timeout=PATIENCE_MS)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """More time than other tests have for those of this directory: a server and a browser for each."""
+    for item in items:
+        if item.path.parent == Path(__file__).parent:
+            item.add_marker(pytest.mark.timeout(TEST_SECONDS))
 
 
 @pytest.fixture(scope="module")

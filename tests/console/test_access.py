@@ -77,6 +77,16 @@ def test_keys_reach_what_a_mouse_does(live: Live, open_page: OpenPage) -> None:
     assert order[: len(wanted)] == wanted
 
 
+def test_escape_closes_the_options(live: Live, open_page: OpenPage) -> None:
+    with open_page(live) as page:
+        page.get_by_text("Options").press("Enter")
+        limit = page.get_by_label("Most tokens of an answer")
+        expect(limit).to_be_visible()
+        limit.press("Escape")
+        expect(limit).to_be_hidden()
+        expect(page.get_by_text("Options")).to_be_focused()
+
+
 def test_nothing_moves_for_those_who_want_it_so(live: Live, open_page: OpenPage) -> None:
     for motion, moving in (("no-preference", "blink"), ("reduce", "none")):
         with open_page(live, reduced_motion=motion) as page:

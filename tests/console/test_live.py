@@ -6,7 +6,7 @@ from typing import Any
 
 import httpx
 import pytest
-from playwright.sync_api import Locator, Page, expect
+from playwright.sync_api import Locator, Page, Route, expect
 
 from server.routes.console import DIRECTORY
 from tests.console.conftest import OpenPage, serving
@@ -76,11 +76,14 @@ def test_a_restart_is_survived(math_mini: Tiny, open_page: OpenPage) -> None:
 
 
 def test_a_demotion_is_seen(math_mini: Tiny, open_page: OpenPage, tmp_path: Path) -> None:
-    judge = {"probe_budget": 1.0, "probe_tolerance": 0.3, "max_num_seqs": 24, "sparsities": (0.0, 0.2)}
+    judge = {"probe_tolerance": 0.3, "max_num_seqs": 24, "sparsities": (0.0, 0.2)}
     with serving(math_mini, **judge, cache_dir=tmp_path) as live, open_page(live, "#live") as page:
         expect(cell(page, PRUNED, "State")).to_have_text("unproven")
         expect(page.locator("#verdicts")).to_contain_text("No verdict has changed yet.")
+        # Asked for, not by themselves: before the page is there they could have shown that it is safe.
         between_steps(live.engine, reverse_neurons)
+        with live.client() as client:
+            assert client.post("/admin/probes/run", json={"items": 40}).status_code == 202
         expect(cell(page, PRUNED, "State")).to_have_text("degraded")
         verdict = page.locator("#verdicts li").filter(has_text=PRUNED)
         expect(verdict.first).to_contain_text("unproven → degraded")
@@ -114,6 +117,36 @@ def test_without_the_chart_library_tables_say_the_same(live: Live, open_page: Op
         expect(tables.nth(1).get_by_role("columnheader")).to_have_text(["Time", "generated", "prompts"])
         expect(tables.nth(1).locator("tbody tr").first).to_be_visible()
         expect(page.locator("#charts canvas")).to_have_count(0)
+
+
+def test_ticks_of_what_is_counted_are_whole(live: Live, open_page: OpenPage) -> None:
+    """9 at once: 2.5 between two ticks would be room enough, and be told as 0, 3, 5, 8."""
+    record = """
+        const { fillText } = CanvasRenderingContext2D.prototype;
+        CanvasRenderingContext2D.prototype.fillText = function (text, ...place) {
+            const figure = this.canvas.closest("figure");
+            if (figure) (figure.told ??= new Set()).add(text);
+            return fillText.call(this, text, ...place);
+        };
+    """
+
+    def busy(route: Route) -> None:
+        answer = route.fetch().json()
+        answer["series"]["running"] = [9] * len(answer["series"]["time"])
+        route.fulfill(json=answer)
+
+    with open_page(live) as page:
+        page.add_init_script(record)
+        page.route("**/v1/live*", busy)
+        page.reload()
+        page.get_by_role("link", name="Live").click()
+        chart = page.get_by_role("figure").filter(has_text="Requests at once")
+        expect(chart).to_contain_text("running 9")
+        if not HAS_CHARTS:
+            return
+        ticks = sorted(int(text) for text in chart.evaluate("f => [...f.told]") if text.isdecimal())
+        assert len(ticks) > 1
+        assert ticks == list(range(0, ticks[-1] + 1, ticks[1]))
 
 
 def told(started: float, time: list[float], **variants: list[int]) -> dict[str, Any]:

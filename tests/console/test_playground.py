@@ -3,7 +3,9 @@
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
 
@@ -19,7 +21,7 @@ DENSE, PRUNED, UNSAFE = "math-mini:s0", "math-mini:s20", "math-mini:s60"
 
 
 def link(*sizes: str, **options: str) -> str:
-    pairs = [("prompt", PROMPT), *(("size", size) for size in sizes), *options.items()]
+    pairs = [*{"prompt": PROMPT, **options}.items(), *(("size", size) for size in sizes)]
     return f"#playground?{urlencode(pairs)}"
 
 
@@ -161,6 +163,29 @@ def test_a_link_brings_everything_back(live: Live, open_page: OpenPage) -> None:
         assert page.url == copied
 
 
+def test_a_link_that_is_opened_in_the_same_tab_is_followed(live: Live, open_page: OpenPage) -> None:
+    with open_page(live, link(DENSE)) as page:
+        expect(page.locator(".lane")).to_have_count(1)
+        page.goto(f"{live.url}/{link(UNSAFE, PRUNED, prompt='2 + 2', allow_unsafe='1', max_tokens='9')}")
+        expect(page.locator(".lane")).to_have_count(2)
+        assert [page.locator(".variant").nth(i).input_value() for i in range(2)] == [UNSAFE, PRUNED]
+        expect(page.get_by_label("Prompt")).to_have_value("2 + 2")
+        expect(page.locator("#max-tokens")).to_have_value("9")
+        expect(page.locator("#allow-unsafe")).to_be_checked()
+
+
+def test_the_accuracy_is_what_is_known_by_now(math_mini: Tiny, open_page: OpenPage, tmp_path: Path) -> None:
+    with serving(math_mini, cache_dir=tmp_path) as live, open_page(live, link(PRUNED)) as page:
+        accuracy = measure(lane(page, 0), "Accuracy")
+        expect(accuracy).to_contain_text("not measured")
+        with live.client() as client:
+            client.post("/admin/probes/run", json={"variants": [PRUNED], "items": 2})
+            while client.get("/admin/probes/run").json()["state"] == "running":
+                time.sleep(0.05)
+        run(page)
+        expect(accuracy).to_contain_text("2 items")
+
+
 def _python(code: str) -> list[str]:
     return [sys.executable, "-c", code]
 
@@ -181,9 +206,7 @@ def test_the_code_asks_for_the_same(
         run(page)
         page.get_by_text("The same from code").click()
         shown = lane(page, 0).locator(".answer").inner_text()
-        done = subprocess.run(
-            command(page.locator(code).inner_text()), capture_output=True, text=True, timeout=60
-        )
+        done = subprocess.run(command(page.locator(code).inner_text()), capture_output=True, text=True)
     assert done.stdout.strip() == shown.strip(), done.stderr
 
 

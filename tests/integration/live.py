@@ -30,10 +30,11 @@ WAIT_SECONDS = 60.0
 
 @dataclass(frozen=True)
 class Tiny:
-    """A checkpoint and an order of its neurons."""
+    """A checkpoint, an order of its neurons, and where its servers keep what they find out."""
 
     checkpoint: Checkpoint
     ranking: Ranking
+    cache_dir: Path
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ def make_tiny(directory: Path) -> Tiny:
     path = tiny_checkpoint(directory / "tiny", max_position_embeddings=MAX_MODEL_LEN)
     scores = torch.rand(3, 192, generator=torch.Generator().manual_seed(1))
     ranking = rank(scores, score="random", profile_digest="none")
-    return Tiny(open_checkpoint(str(path), directory), ranking)
+    return Tiny(open_checkpoint(str(path), directory), ranking, directory / "cache")
 
 
 @contextmanager
@@ -72,7 +73,7 @@ def running(
             "max_num_batched_tokens": 64,
             "max_body_bytes": 100_000,
             "port": 0,
-            "cache_dir": tiny.checkpoint.path.parent / "cache",
+            "cache_dir": tiny.cache_dir,
             "safe_sparsity": 0.2,
             "probe_budget": 0.0,
             "shadow_share": 0.0,

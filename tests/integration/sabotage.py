@@ -24,7 +24,8 @@ def ranked_math_mini(directory: Path) -> Tiny:
             * _norms(tensors, layer, "down", 0)
             for layer in range(checkpoint.config.num_hidden_layers)
         ]
-    return Tiny(checkpoint, rank(torch.stack(scores), score="magnitude", profile_digest="none"))
+    ranking = rank(torch.stack(scores), score="magnitude", profile_digest="none")
+    return Tiny(checkpoint, ranking, directory / "cache")
 
 
 def reverse_neurons(engine: Engine) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 import httpx
 import pytest
 
+from bench.demo import parse_arguments
 from tests.integration.terminal import terminal
 
 # A server in a process of its own that imports torch takes its time on a machine that is busy otherwise.
@@ -27,3 +28,12 @@ def test_it_shows_moving_numbers_and_ctrl_c_ends_everything(
         screen.interrupt()
     with pytest.raises(httpx.ConnectError):
         httpx.get(url[1].decode())
+
+
+@pytest.mark.parametrize("options", ["--port 8000", "--threads 1 --port=8000"])
+def test_another_port_would_leave_it_waiting_and_is_refused(
+    options: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        parse_arguments(["--serve", options])
+    assert "takes a free port" in capsys.readouterr().err

@@ -52,8 +52,9 @@ def test_load_is_seen_while_it_lasts_and_counted_when_it_has_ended(
             assert during.series.waiting[-1] == 2
             assert 0 < (during.series.kv_usage_ratio[-1] or 0) <= 1
             assert {v.name: v.running for v in during.variants if v.running} == {"tiny:s10": 8}
-            assert (during.series.generation_tokens_per_second[-1] or 0) > 0
-            assert (during.series.inter_token_p95_seconds[-1] or 0) > 0
+            # A step may take longer than an interval, which then has no tokens.
+            eventually(lambda: bool(glance(client).series.generation_tokens_per_second[-1]))
+            eventually(lambda: bool(glance(client).series.inter_token_p95_seconds[-1]))
         assert client.post(COMPLETIONS, json={"prompt": "a", "model": "made-up"}).status_code == 404
         eventually(lambda: live.generations.num_open == 0)
         after = wait_for_an_interval(client, eventually)

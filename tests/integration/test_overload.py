@@ -1,5 +1,6 @@
 """A full queue, a full KV cache and a dead engine, on a real engine."""
 
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -46,12 +47,10 @@ def test_a_dead_engine_is_told_to_everyone(
     tiny: Tiny, monkeypatch: pytest.MonkeyPatch, eventually: Callable[[Callable[[], bool]], None]
 ) -> None:
     run = ModelRunner.run
-    num_steps = 0
+    burning = threading.Event()
 
     def failing_run(runner: ModelRunner, decision: Any) -> Any:
-        nonlocal num_steps
-        num_steps += 1
-        if num_steps > 20:
+        if burning.is_set():
             raise RuntimeError("the machine is on fire")
         return run(runner, decision)
 
@@ -59,6 +58,9 @@ def test_a_dead_engine_is_told_to_everyone(
     with running(tiny) as live, live.client() as client, ThreadPoolExecutor(2) as pool:
         streamed = pool.submit(events, client, COMPLETIONS, ENDLESS)
         whole = pool.submit(client.post, COMPLETIONS, json=ENDLESS)
+        both_begun = 'secateur_time_to_first_token_seconds_count{variant="tiny:s0"} 2.0'
+        eventually(lambda: both_begun in client.get("/metrics").text)
+        burning.set()
         *_, last = streamed.result()
         assert last.startswith('{"error": {"message": "the engine has died')
         assert '"code": "engine_down"' in last

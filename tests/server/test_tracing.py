@@ -28,7 +28,7 @@ from server.engine.variant import Variant
 from server.serve import serve
 from server.settings import ServeSettings, SettingsError
 from server.tracing import Phase, Tracing, open_tracing, phases
-from tests.integration.live import Live, Tiny, make_tiny, running
+from tests.integration.live import WAIT_SECONDS, Live, Tiny, make_tiny, running
 from tests.integration.sse import chunks
 
 COMPLETIONS, CHAT = "/v1/completions", "/v1/chat/completions"
@@ -64,11 +64,14 @@ class Traced:
         self._exporter = exporter
 
     def is_busy(self) -> bool:
-        return self._live.engine.num_unfinished > 0
+        """Not with what an earlier client left: of that the engine's own thread hears a step later."""
+        return self._live.generations.engine.num_unfinished > 0
 
     def spans(self) -> list[ReadableSpan]:
         """Since the last time, when every request is over."""
+        deadline = time.monotonic() + WAIT_SECONDS
         while self._live.generations.num_open:
+            assert time.monotonic() < deadline, "a request is never over"
             time.sleep(0.002)
         found = self._exporter.get_finished_spans()
         self._exporter.clear()
