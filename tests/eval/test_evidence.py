@@ -193,12 +193,16 @@ def test_a_damaged_file_is_set_aside(path, damage, caplog):
         assert len(EvidenceStore(path).read(KEY).outcomes) == 9
 
 
-@pytest.mark.parametrize("new", [b"n\xffne", b"nome"])
-def test_a_key_whose_rows_make_no_sense_is_forgotten_and_kept_from_then_on(path, new, caplog):
+@pytest.mark.parametrize(
+    ("old", "new"), [(b"none", b"n\xffne"), (b'"verdict"', b'"verxict"'), (b"unproven", b"unprovem")]
+)
+def test_a_key_whose_rows_make_no_sense_is_forgotten_and_kept_from_then_on(path, old, new, caplog):
     store = EvidenceStore(path)
-    store.append([judged(Judge(Criterion()), outcomes(20))])
+    entry = judged(Judge(Criterion()), outcomes(700))
+    assert entry.changes
+    store.append([entry])
     store.close()
-    _replaced(b"none", new)(path)
+    _replaced(old, new)(path)
     store = EvidenceStore(path)
     assert store.read(KEY) == Record()
     assert caplog.text.count("is damaged") == 1
