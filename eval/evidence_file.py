@@ -10,7 +10,7 @@ from pathlib import Path
 logger = logging.getLogger(__name__)
 
 SCHEMA_VERSION = 1
-BUSY_SECONDS = 5.0
+BUSY_SECONDS = 30.0  # that another process may take to write; SQLite lets nobody stand in line
 # sqlite3 quotes a damaged file in its messages, and then may fail to decode them.
 SQLITE_ERRORS = (sqlite3.Error, UnicodeDecodeError)
 _SCHEMA = """

@@ -292,7 +292,7 @@ def test_two_processes_share_a_file_and_lose_nothing(path):
         writer.stdin.flush()
     for writer in writers:
         writer.stdin.close()
-        assert writer.wait(60) == 0
+        assert writer.wait(100) == 0
     items = [outcome.item_id for outcome in EvidenceStore(path).read(KEY).outcomes]
     for seed in (1, 2):
         assert [i for i in items if i.startswith(f"{seed}/")] == [o.item_id for o in outcomes(100, seed=seed)]
