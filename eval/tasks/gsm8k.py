@@ -21,7 +21,7 @@ GRADING = "gsm8k/1"  # another number when grading changes: evidence of another 
 HUB_DATASET = ("openai/gsm8k", "main")
 
 INSTRUCTION = "Solve the problem step by step. End with a line that gives the number alone: #### N"
-# Written so that no answer, be it a loop of empty lines or spaces, takes more than a time linear in its length.
+# So written that a loop of empty lines or spaces takes no time that grows with its square.
 FINAL = re.compile(r"^[^\S\n]*####[ \t]*(\S.*)$", re.MULTILINE)
 BOXED = re.compile(r"\\boxed\{((?:[^{}]|\{[^{}]*\})*)\}")
 # A number of a word problem is short and has neither powers nor factorials. Reading those is not bounded in
