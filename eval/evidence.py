@@ -15,57 +15,19 @@ import threading
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
+from eval.evidence_file import SQLITE_ERRORS, in_memory, open_file
 from eval.traps import Trap
 from eval.verdicts import Evidence, Outcome, Verdict, VerdictChange
 
 logger = logging.getLogger(__name__)
 
-SCHEMA_VERSION = 1
 KEPT_CHANGES = 50
 KEPT_KEYS = 200
 KEPT_GUARD_ANSWERS = 256
-BUSY_SECONDS = 5.0
-_SCHEMA = """
-CREATE TABLE subject (
-    id INTEGER PRIMARY KEY,
-    digest TEXT NOT NULL UNIQUE,
-    key TEXT NOT NULL,
-    base TEXT NOT NULL,
-    updated_at REAL NOT NULL
-);
-CREATE TABLE outcome (
-    id INTEGER PRIMARY KEY,
-    subject INTEGER NOT NULL REFERENCES subject ON DELETE CASCADE,
-    item TEXT NOT NULL,
-    at REAL NOT NULL,
-    correct INTEGER NOT NULL,
-    reference_correct INTEGER NOT NULL,
-    trap TEXT NOT NULL
-);
-CREATE INDEX outcome_subject ON outcome (subject, id);
-CREATE TABLE change (
-    id INTEGER PRIMARY KEY,
-    subject INTEGER NOT NULL REFERENCES subject ON DELETE CASCADE,
-    at REAL NOT NULL,
-    before TEXT NOT NULL,
-    after TEXT NOT NULL,
-    evidence TEXT NOT NULL
-);
-CREATE INDEX change_subject ON change (subject, id);
-"""
-# Came later: added to files that do not have it. A program that does not know it passes it over.
-_GUARD_SCHEMA = """
-CREATE TABLE IF NOT EXISTS guard_answer (
-    id INTEGER PRIMARY KEY,
-    subject INTEGER NOT NULL REFERENCES subject ON DELETE CASCADE,
-    at REAL NOT NULL,
-    tokens INTEGER NOT NULL,
-    agreements INTEGER NOT NULL,
-    kl_nats REAL NOT NULL
-);
-CREATE INDEX IF NOT EXISTS guard_answer_subject ON guard_answer (subject, id);
-"""
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -149,8 +111,9 @@ class GuardAnswer:
 class EvidenceStore:
     """Outcomes and changes of verdict by key. All methods may be called from any thread, and block.
 
-    A damaged file, or one of another schema, is set aside and a new one begun. Where the disk cannot be
-    written, that is logged once and what cannot be written is not kept; nothing here raises.
+    A damaged file, or one of another schema, is set aside and a new one begun; a key whose rows make no sense
+    is forgotten. Where the disk cannot be written, that is logged once and what cannot be written is not
+    kept; nothing here raises.
 
     Args:
         path: the file; its directory is made. None: nothing outlives the process.
@@ -160,16 +123,11 @@ class EvidenceStore:
         self._path = path
         self._lock = threading.Lock()
         self._complained = False
-        self._connection = _memory() if path is None else self._open(path)
+        self._connection = in_memory() if path is None else self._open(path)
 
     def read(self, key: EvidenceKey) -> Record:
         """What is kept for `key`; an empty record where it is new or cannot be read."""
-        with self._lock:
-            try:
-                return _read(self._connection, key)
-            except (sqlite3.Error, ValueError, KeyError, TypeError) as error:
-                self._complain("read", error)
-                return Record()
+        return self._read(key, _read, Record())
 
     def append(self, entries: Sequence[Entry]) -> None:
         """Keeps all of `entries`, or none where that fails."""
@@ -180,29 +138,9 @@ class EvidenceStore:
 
         self._write(append_all)
 
-    def _write(self, what: Callable[[sqlite3.Connection], None]) -> None:
-        with self._lock:
-            try:
-                with self._connection:  # a transaction
-                    what(self._connection)
-            except sqlite3.Error as error:
-                self._complain("written", error)
-            else:
-                self._complained = False
-
     def read_guard(self, key: EvidenceKey) -> list[GuardAnswer]:
         """The answers kept for `key`, oldest first; none where it is new or cannot be read."""
-        with self._lock:
-            try:
-                rows = self._connection.execute(
-                    "SELECT at, tokens, agreements, kl_nats FROM guard_answer JOIN subject "
-                    "ON subject = subject.id WHERE digest = ? ORDER BY guard_answer.id",
-                    (key.digest,),
-                )
-                return [GuardAnswer(*row) for row in rows]
-            except sqlite3.Error as error:
-                self._complain("read", error)
-                return []
+        return self._read(key, _read_guard, [])
 
     def append_guard(self, entries: Sequence[tuple[EvidenceKey, GuardAnswer]]) -> None:
         """Keeps all of `entries`, or none where that fails."""
@@ -217,19 +155,38 @@ class EvidenceStore:
         with self._lock:
             self._connection.close()
 
+    def _read(self, key: EvidenceKey, what: Callable[[sqlite3.Connection, EvidenceKey], T], nothing: T) -> T:
+        with self._lock:
+            try:
+                return what(self._connection, key)
+            except SQLITE_ERRORS as error:
+                self._complain("read", error)
+                return nothing
+            except (ValueError, KeyError, TypeError) as error:
+                logger.warning(
+                    "the probe evidence of a variant is damaged (%s: %s): it is forgotten, the rest is kept",
+                    self._path,
+                    error,
+                )
+        self._write(lambda connection: _forget(connection, key))
+        return nothing
+
+    def _write(self, what: Callable[[sqlite3.Connection], None]) -> None:
+        with self._lock:
+            try:
+                with self._connection:  # a transaction
+                    what(self._connection)
+            except SQLITE_ERRORS as error:
+                self._complain("written", error)
+            else:
+                self._complained = False
+
     def _open(self, path: Path) -> sqlite3.Connection:
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            try:
-                return _connect(path)
-            except sqlite3.OperationalError:
-                raise  # the disk's fault, not the file's
-            except sqlite3.DatabaseError as error:
-                _set_aside(path, error)
-                return _connect(path)
-        except (OSError, sqlite3.Error) as error:
+            return open_file(path)
+        except (OSError, *SQLITE_ERRORS) as error:
             self._complain("opened", error)
-            return _memory()
+            return in_memory()
 
     def _complain(self, what: str, error: Exception) -> None:
         if not self._complained:
@@ -243,60 +200,6 @@ class EvidenceStore:
         self._complained = True
 
 
-def _memory() -> sqlite3.Connection:
-    connection = sqlite3.connect(":memory:", check_same_thread=False)
-    connection.executescript(_SCHEMA + _GUARD_SCHEMA)
-    return connection
-
-
-def _connect(path: Path) -> sqlite3.Connection:
-    """Raises sqlite3.DatabaseError, and not OperationalError, where the file is damaged or foreign."""
-    connection = sqlite3.connect(path, timeout=BUSY_SECONDS, check_same_thread=False)
-    try:
-        # Not WAL: to switch to it, SQLite does not wait for another process that does the same.
-        connection.execute("PRAGMA synchronous = NORMAL")  # a power cut may take the last outcomes, no more
-        connection.execute("PRAGMA foreign_keys = ON")
-        _prepare(connection)
-    except BaseException:
-        connection.close()
-        raise
-    return connection
-
-
-def _prepare(connection: sqlite3.Connection) -> None:
-    (found,) = connection.execute("PRAGMA quick_check(1)").fetchone()
-    if found != "ok":
-        raise sqlite3.DatabaseError(found)
-    connection.execute("BEGIN IMMEDIATE")  # of two processes, one makes the tables
-    with connection:
-        (version,) = connection.execute("PRAGMA user_version").fetchone()
-        if version == SCHEMA_VERSION:
-            _execute_all(connection, _GUARD_SCHEMA)
-            return
-        if version != 0 or connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
-            raise sqlite3.DatabaseError(f"its schema is version {version}, this program's {SCHEMA_VERSION}")
-        _execute_all(connection, _SCHEMA + _GUARD_SCHEMA)
-        connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
-
-
-def _execute_all(connection: sqlite3.Connection, statements: str) -> None:
-    """Within the transaction that is open, unlike `executescript`."""
-    for statement in statements.split(";"):
-        connection.execute(statement)
-
-
-def _set_aside(path: Path, error: Exception) -> None:
-    number = 1
-    while (aside := path.with_name(f"{path.name}.damaged-{number}")).exists():
-        number += 1
-    path.rename(aside)
-    # It belongs to the damaged file, and would be played back into the new one.
-    path.with_name(path.name + "-journal").unlink(missing_ok=True)
-    logger.warning(
-        "the probe evidence in %s cannot be used (%s): kept as %s, beginning anew", path, error, aside
-    )
-
-
 def _read(connection: sqlite3.Connection, key: EvidenceKey) -> Record:
     row = connection.execute("SELECT id, base FROM subject WHERE digest = ?", (key.digest,)).fetchone()
     if row is None:
@@ -305,15 +208,24 @@ def _read(connection: sqlite3.Connection, key: EvidenceKey) -> Record:
     outcomes = connection.execute(
         "SELECT item, at, correct, reference_correct, trap FROM outcome WHERE subject = ? ORDER BY id",
         (subject,),
-    )
+    ).fetchall()  # a cursor that is left in the middle would keep the file locked
     changes = connection.execute(
         "SELECT at, before, after, evidence FROM change WHERE subject = ? ORDER BY id", (subject,)
-    )
+    ).fetchall()
     return Record(
         Verdict(base),
-        tuple(Outcome(item, at, bool(c), bool(r), Trap(trap)) for item, at, c, r, trap in outcomes),
+        tuple(Outcome(item, float(at), bool(c), bool(r), Trap(trap)) for item, at, c, r, trap in outcomes),
         tuple(VerdictChange(at, Verdict(b), Verdict(a), _from_json(e)) for at, b, a, e in changes),
     )
+
+
+def _read_guard(connection: sqlite3.Connection, key: EvidenceKey) -> list[GuardAnswer]:
+    rows = connection.execute(
+        "SELECT at, tokens, agreements, kl_nats FROM guard_answer JOIN subject ON subject = subject.id "
+        "WHERE digest = ? ORDER BY guard_answer.id",
+        (key.digest,),
+    ).fetchall()
+    return [GuardAnswer(float(at), int(tokens), int(same), float(kl)) for at, tokens, same, kl in rows]
 
 
 def _append(connection: sqlite3.Connection, entry: Entry) -> None:
@@ -358,6 +270,10 @@ def _keep_last(connection: sqlite3.Connection, table: str, subject: int, kept: i
         f"(SELECT id FROM {table} WHERE subject = :subject ORDER BY id DESC LIMIT 1 OFFSET :kept)",
         {"subject": subject, "kept": kept},
     )
+
+
+def _forget(connection: sqlite3.Connection, key: EvidenceKey) -> None:
+    connection.execute("DELETE FROM subject WHERE digest = ?", (key.digest,))
 
 
 def _forget_old_keys(connection: sqlite3.Connection) -> None:

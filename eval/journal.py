@@ -8,7 +8,7 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Literal, TextIO
+from typing import Annotated, Literal, TextIO, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
@@ -46,9 +46,18 @@ class VariantLine(BaseModel):
     tokens_per_second: float | None
 
 
-_LINE: TypeAdapter[AnswerLine | VariantLine] = TypeAdapter(
-    Annotated[AnswerLine | VariantLine, Field(discriminator="kind")]
-)
+class RunLine(BaseModel):
+    """The study ran for so long, until something ended it; one that is killed does not come to write it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kind: Literal["run"] = "run"
+    command: str
+    seconds: float
+
+
+Line: TypeAlias = AnswerLine | VariantLine | RunLine
+_LINE: TypeAdapter[Line] = TypeAdapter(Annotated[Line, Field(discriminator="kind")])
 
 
 class Journal:
@@ -57,17 +66,19 @@ class Journal:
     Attributes:
         answers: (cell, item) -> the graded answer.
         variants: cell -> what its variant costs.
+        runs: oldest first.
     """
 
-    def __init__(self, path: Path, file: TextIO, lines: list[AnswerLine | VariantLine]) -> None:
+    def __init__(self, path: Path, file: TextIO, lines: list[Line]) -> None:
         self.answers: dict[tuple[str, str], GradedAnswer] = {}
         self.variants: dict[str, VariantLine] = {}
+        self.runs: list[RunLine] = []
         self._path = path
         self._file = file
         for line in lines:
             self._take(line)
 
-    def add(self, line: AnswerLine | VariantLine) -> None:
+    def add(self, line: Line) -> None:
         """Writes a line, out of this process's hands when it returns. Raises JournalError."""
         try:
             self._file.write(line.model_dump_json() + "\n")
@@ -76,11 +87,13 @@ class Journal:
             raise JournalError(f"cannot write {self._path} ({error}): make room and run it again") from error
         self._take(line)
 
-    def _take(self, line: AnswerLine | VariantLine) -> None:
+    def _take(self, line: Line) -> None:
         if isinstance(line, AnswerLine):
             self.answers[line.cell, line.item] = line.answer
-        else:
+        elif isinstance(line, VariantLine):
             self.variants[line.cell] = line
+        else:
+            self.runs.append(line)
 
 
 @contextmanager
@@ -110,10 +123,10 @@ def open_journal(path: Path) -> Iterator[Journal]:
         raise JournalError(f"cannot use {path}: {error}") from error
 
 
-def _read(path: Path) -> list[AnswerLine | VariantLine]:
+def _read(path: Path) -> list[Line]:
     if not path.exists():
         return []
-    good: list[AnswerLine | VariantLine] = []
+    good: list[Line] = []
     damaged: list[bytes] = []
     content = path.read_bytes()
     for raw in content.splitlines():

@@ -178,9 +178,10 @@ class Prober:
             while done < items:
                 subjects = self._chosen(variants)
                 count = min(MAX_ROUND_ITEMS, items - done)
-                if not await self._round(subjects, count, lambda tokens: None):
+                asked = await self._round(subjects, count, lambda tokens: None)
+                if not asked:
                     raise ProbeError(f"no answer could be had after {done} of {items} items; see the log")
-                done += count
+                done += asked
                 on_progress(done, items)
         finally:
             self._running_now = False
@@ -207,8 +208,11 @@ class Prober:
         cost = num_subjects * (self._tokens / self._answers if self._answers else self._task.max_new_tokens)
         return max(1, min(MAX_ROUND_ITEMS, int(self._budget.available() / max(cost, 1))))
 
-    async def _round(self, subjects: Sequence[Subject], count: int, spend: Callable[[int], None]) -> bool:
-        """Asks `subjects`, their reference among them, `count` items at once; False where nobody answered."""
+    async def _round(self, subjects: Sequence[Subject], count: int, spend: Callable[[int], None]) -> int:
+        """Asks `subjects`, their reference among them, `count` items at once, fewer where those run out.
+
+        Returns how many they were; 0 where nobody answered.
+        """
         pairs = self._pairs(subjects)
         async with self._turn:
             files = await self._open(self._keys(pairs))
@@ -237,7 +241,7 @@ class Prober:
                 held_to_it = {s.name: self._key(s, reference) for s, _ in pairs if s != reference}
                 if held_to_it:
                     await self._guard.ask(held_to_it, reference.name, spend)
-        return any(answers)
+        return len(items) if any(answers) else 0
 
     def _judge(self, subject: Subject, file: "_File", outcomes: Sequence[Outcome]) -> Entry:
         had_something_to_lose = file.judge.evidence().nothing_to_lose is None

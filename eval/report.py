@@ -3,17 +3,19 @@
 Measures nothing and writes no files but through eval/plots.py.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from eval.paired import Threshold
 from eval.plots import draw
-from eval.results import CellResult, StudyResults
-from eval.statistics import least_accuracy
+from eval.results import CellResult, StudyResults, StudyRun
+from eval.statistics import least_accuracy, minimum_detectable_drop
 from eval.study import TIMED_REQUESTS, TIMED_ROUNDS, TIMED_TOKENS
 from eval.subject import Strategy
 from eval.traps import Trap
 
+POWER = 0.8
 TRAPS = {
     Trap.LOOP_AFTER_ANSWER: "loop after the answer (type 1)",
     Trap.LOOP_BEFORE_ANSWER: "loop before any answer (type 2)",
@@ -122,7 +124,27 @@ def _comparison(results: StudyResults) -> str:
         f"{results.threshold.confidence:.0%}); items that only the variant (+) and only the dense model (-) "
         "solved; exact two-sided McNemar test. A sparsity is safe if its bound, and that of every smaller "
         f"one, is at most {_points(results.threshold.tolerance)}: tested in this order up to the first that "
-        "fails, so that one error probability holds for all of them together."
+        f"fails, so that one error probability holds for all of them together. {_detectable(results)}"
+    )
+
+
+def _detectable(results: StudyResults) -> str:
+    """What so many items can show at all."""
+    items, accuracy = results.dense.score.items, results.dense.score.accuracy
+    if not accuracy:
+        return "There is no drop to be seen below a dense model that solves nothing."
+    cautious, hopeful = (
+        minimum_detectable_drop(
+            items, accuracy, agreement=agreement, confidence=results.threshold.confidence, power=POWER
+        )
+        for agreement in (0.0, 1.0)
+    )
+    told = f"With {POWER:.0%} probability {items:,} items show"
+    if math.isnan(cautious):
+        return f"{told} no drop, not even that of all accuracy."
+    return (
+        f"{told} a drop of {100 * hopeful:.1f} points if it is all that sets the two apart, one of "
+        f"{100 * cautious:.1f} if they fail at items of their own."
     )
 
 
@@ -195,6 +217,8 @@ def _method(results: StudyResults) -> str:
         [what, "; ".join(f"{name} {value}" for name, value in told.items() if value is not None)]
         for what, told in facts.items()
     ]
+    if results.runs:
+        rows += [["how", _runs(results.runs)]]
     strategies = "\n".join(
         f"- *{s.name}*: {'lowest' if s.order == 'forward' else 'highest'} {s.score} first"
         for s in results.strategies
@@ -205,6 +229,14 @@ def _method(results: StudyResults) -> str:
         f"Which neurons go first:\n\n{strategies}\n\n{_table(['', ''], rows)}\n\n"
         "The experiment follows [arXiv 2604.27115](https://arxiv.org/abs/2604.27115)."
     )
+
+
+def _runs(runs: Sequence[StudyRun]) -> str:
+    """Each command once, and the time of all runs together."""
+    minutes, seconds = divmod(round(sum(run.seconds for run in runs)), 60)
+    commands = "; ".join(f"`{command}`" for command in dict.fromkeys(run.command for run in runs))
+    times = "one run" if len(runs) == 1 else f"{len(runs)} runs"
+    return f"{commands}; took {minutes // 60} h {minutes % 60} min {seconds} s in {times}"
 
 
 def _by_sparsity(results: StudyResults, cell: Callable[[CellResult], str], *, dense: bool = True) -> str:

@@ -78,6 +78,19 @@ class CellResult:
 
 
 @dataclass(frozen=True)
+class StudyRun:
+    """One run of a study. Several where it was interrupted, or asked for more later.
+
+    Attributes:
+        command: without where things lay.
+        seconds: of loading, timing, answering and grading; profiles are measured before.
+    """
+
+    command: str
+    seconds: float
+
+
+@dataclass(frozen=True)
 class StudyResults:
     """A study in full.
 
@@ -85,6 +98,7 @@ class StudyResults:
         model, task, settings: what was asked for and what it was asked of, for whoever reads it.
         cells: the dense model first, then the strategies in their order, by rising sparsity.
         threshold: of the first strategy.
+        runs: that led here, oldest first; runs that were killed are not among them.
     """
 
     model: dict[str, Any]
@@ -94,6 +108,7 @@ class StudyResults:
     cells: tuple[CellResult, ...]
     threshold: Threshold
     provenance: Provenance
+    runs: tuple[StudyRun, ...] = ()
     format: int = FORMAT
 
     @property
@@ -117,6 +132,7 @@ def summarise(
     tolerance: float,
     confidence: float,
     provenance: Provenance,
+    runs: Sequence[StudyRun] = (),
 ) -> StudyResults:
     """Turns answers into results.
 
@@ -142,6 +158,7 @@ def summarise(
         cells=tuple(results),
         threshold=threshold(comparisons, results[0].score.correct, tolerance, confidence),
         provenance=provenance,
+        runs=tuple(runs),
     )
 
 

@@ -9,6 +9,7 @@ the model. What the answers amount to is for eval/results.py.
 import hashlib
 import json
 import statistics
+import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -16,7 +17,7 @@ from typing import Any
 from tqdm import tqdm
 
 from eval.grading import GradedAnswer, Grader, for_each
-from eval.journal import AnswerLine, Journal, VariantLine
+from eval.journal import AnswerLine, Journal, RunLine, VariantLine
 from eval.subject import Strategy, StudiedModel, Subject, VariantFacts
 from eval.task import Task, TaskItem
 
@@ -42,6 +43,7 @@ class Study:
     Args:
         journal: what is known already, and where the rest is written.
         settings: what besides subject, task and items may change an answer, as JSON.
+        command: what began it, for whoever reads how long it took.
         at_once: answers under way; above what a model runs at once, so that it never waits for the grading.
         grades_at_once: answers being graded.
     """
@@ -53,6 +55,7 @@ class Study:
         journal: Journal,
         settings: dict[str, Any],
         *,
+        command: str,
         at_once: int,
         grades_at_once: int,
         progress: bool,
@@ -61,6 +64,7 @@ class Study:
         self._items = {_item_key(item): item for item in items}
         self._journal = journal
         self._settings = settings
+        self._command = command
         self._at_once = at_once
         self._grader = Grader(task, grades_at_once)
         self._progress = progress
@@ -76,11 +80,16 @@ class Study:
         bar = tqdm(
             total=total, initial=total - missing, desc="study", unit="answer", disable=not self._progress
         )
-        with bar:
-            for subject in subjects:
-                bar.set_description(subject.strategy.name)
-                if self._missing(subject) or self._unmeasured(subject):
+        incomplete = [s for s in subjects if self._missing(s) or self._unmeasured(s)]
+        started = time.monotonic()
+        try:
+            with bar:
+                for subject in incomplete:
+                    bar.set_description(subject.strategy.name)
                     await self._complete(subject, bar)
+        finally:
+            if incomplete:
+                self._journal.add(RunLine(command=self._command, seconds=time.monotonic() - started))
         return [
             self._cell(subject, sparsity) for subject in subjects for sparsity in sorted(subject.sparsities)
         ]

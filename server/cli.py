@@ -4,7 +4,9 @@ Parses; runs nothing. Values stay strings here, the settings validate them like 
 """
 
 import argparse
+import shlex
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from pydantic import SecretStr
@@ -12,7 +14,9 @@ from pydantic.fields import FieldInfo
 
 from eval.tasks.registry import task_table
 from server import __version__
-from server.settings import COMMANDS, ENV_PREFIX, CommandSettings, groups, load_settings
+from server.settings import COMMANDS, ENV_PREFIX, CommandSettings, CommonSettings, groups, load_settings
+
+UNTOLD = ("cache_dir", "log_level")  # change nothing that is found
 
 
 def parse_arguments(argv: Sequence[str]) -> CommandSettings:
@@ -50,8 +54,36 @@ def default_text(field: FieldInfo) -> str:
     if isinstance(default, bool):
         return "on" if default else "off"
     if isinstance(default, tuple):
-        return ",".join(value if isinstance(value, str) else f"{value:g}" for value in default)
+        return _listed(default)
     return str(default)
+
+
+def command_line(command: str, settings: CommonSettings) -> str:
+    """The command that leads to these settings from the defaults, as it can be read elsewhere.
+
+    Without keys, and without the folders that things happen to lie in here.
+    """
+    words = ["secateur", command]
+    for name, field in type(settings).model_fields.items():
+        value = getattr(settings, name)
+        if value is None or value == field.default or name in UNTOLD or isinstance(value, SecretStr):
+            continue
+        if isinstance(value, bool):
+            words.append(flag(name) if value else flag(f"no_{name}"))
+        else:
+            words += [flag(name), _value_text(value)]
+    return shlex.join(words)
+
+
+def _listed(values: tuple[str | float, ...]) -> str:
+    return ",".join(value if isinstance(value, str) else f"{value:g}" for value in values)
+
+
+def _value_text(value: object) -> str:
+    if isinstance(value, tuple):
+        return _listed(value)
+    text = str(value)
+    return Path(text).name if Path(text).is_absolute() else text
 
 
 def _parser() -> argparse.ArgumentParser:

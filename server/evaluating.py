@@ -14,7 +14,7 @@ from eval.generate import Generate
 from eval.journal import Journal, open_journal
 from eval.provenance import provenance
 from eval.report import threshold_sentence, write_report
-from eval.results import StudyResults, score, summarise
+from eval.results import StudyResults, StudyRun, score, summarise
 from eval.results import save as save_results
 from eval.study import Study
 from eval.subject import Strategy, VariantFacts
@@ -22,6 +22,7 @@ from eval.task import Task, TaskItem
 from eval.tasks.registry import open_task
 from pruning.checkpoint import default_cache_dir
 from pruning.errors import SecateurError
+from server.cli import command_line
 from server.safety import SafeSparsity, write_safe_sparsity
 from server.settings import EvalSettings, SettingsError, StudySettings
 from server.subjects import LocalStudy, local_study, local_variant
@@ -142,6 +143,7 @@ async def _study(
         items,
         journal,
         {"stop_on_loop": settings.stop_on_loop},
+        command=command_line("study", settings),
         at_once=settings.max_num_seqs + GRADES_AT_ONCE,
         grades_at_once=GRADES_AT_ONCE,
         progress=True,
@@ -164,6 +166,7 @@ async def _study(
         tolerance=settings.tolerance,
         confidence=settings.confidence,
         provenance=provenance(),
+        runs=[StudyRun(run.command, run.seconds) for run in journal.runs],
     )
 
 

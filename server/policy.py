@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from enum import Enum
+from itertools import takewhile
 from typing import Literal
 
 from eval.verdicts import Evidence, Verdict
@@ -123,12 +124,14 @@ class VariantPolicy:
         variant = degraded.variant
         if self.on_degraded == "refuse":
             raise DegradedVariantError(
-                f"{variant.name} is degraded: probes show that it loses more accuracy than is tolerated; say "
-                f'"allow_unsafe": true to have it all the same; {_served(offer)}',
+                f"{variant.name} is degraded: probes show that it loses more accuracy than the "
+                f"{100 * self.max_auto_accuracy_drop:g} points that are tolerated; say "
+                f'"allow_unsafe": true to have it all the same; {_served(offer, but_degraded=True)}',
                 degraded.evidence,
                 degraded.changes,
             )
-        densest, *pruned = (s for s in _in_service(offer) if s.variant.sparsity < variant.sparsity)
+        # Of its own sparsity the uncorrected variant counts as denser: it comes before in the offer.
+        densest, *pruned = takewhile(lambda status: status.variant != variant, _in_service(offer))
         safe = [s for s in pruned if s.evidence is not None and s.evidence.verdict is Verdict.SAFE]
         answering = (safe[-1] if safe else densest).variant
         return Decision(answering, Reason.DEGRADED_FALLBACK, instead_of=variant.name)
@@ -188,6 +191,7 @@ def _is_proven(evidence: Evidence | None, drop: float) -> bool:
     return evidence is not None and evidence.verdict is Verdict.SAFE and evidence.drop_high <= drop
 
 
-def _served(offer: Offer) -> str:
-    sparsities = dict.fromkeys(f"{status.variant.sparsity:g}" for status in _in_service(offer))
-    return f"served are {', '.join(sparsities)}"
+def _served(offer: Offer, *, but_degraded: bool = False) -> str:
+    statuses = [s for s in _in_service(offer) if not but_degraded or s.state is not VariantState.DEGRADED]
+    sparsities = dict.fromkeys(f"{status.variant.sparsity:g}" for status in statuses)
+    return f"{'not degraded' if but_degraded else 'served'} are {', '.join(sparsities)}"

@@ -73,9 +73,10 @@ def _check_reference(place: str, reference: str, match: Match) -> None:
 
 def _number(text: str) -> Decimal | None:
     try:
-        return Decimal(text.strip().replace(",", ""))
+        number = Decimal(text.strip().replace(",", ""))
     except InvalidOperation:
         return None
+    return number if number.is_finite() else None  # no answer equals "nan"
 
 
 def _same_number(expected: str, answer: str) -> bool:

@@ -107,6 +107,14 @@ def test_the_generator_is_the_one_that_math_mini_was_trained_with():
     assert hashlib.sha256(text.encode()).hexdigest().startswith("f4f7b74d42d7dc70")
 
 
+@pytest.mark.parametrize("unit", ["\n", " ", "\r\n", "####\n", "#### 1,", "#### 1 "])
+def test_no_loop_keeps_the_event_loop_busy(task, unit):
+    """The square of this length is hours."""
+    loop = unit * 400_000
+    assert not task.answered(f"{loop}x")
+    assert task.answered(f"{loop}\n#### 1")
+
+
 def test_items_carry_unique_ids_and_the_number(task):
     items = task.calibration(30, seed=1)
     assert len({i.item_id for i in items}) == 30

@@ -152,7 +152,31 @@ def _from_the_future(path):
     connection.close()
 
 
-@pytest.mark.parametrize("damage", [_garbage, _torn, _foreign, _from_the_future])
+def _replaced(old, new):
+    """Bytes of the file that have become others, in the text of its schema or in its rows."""
+
+    def damage(path):
+        content = path.read_bytes()
+        assert old in content
+        path.write_bytes(content.replace(old, new, 1))
+
+    return damage
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        _garbage,
+        _torn,
+        _foreign,
+        _from_the_future,
+        _replaced(
+            b"CREATE TABLE outcome", b"CREATE T\xffBLE outcome"
+        ),  # sqlite3 cannot decode what it quotes
+        _replaced(b"reference_correct INTEGER", b"reference_Xorrect INTEGER"),
+        _replaced(b"digest TEXT NOT NULL UNIQUE", b"digest TEXT NOT NULL UNIQXE"),
+    ],
+)
 def test_a_damaged_file_is_set_aside(path, damage, caplog):
     for number in (1, 2):
         store = EvidenceStore(path)
@@ -167,6 +191,37 @@ def test_a_damaged_file_is_set_aside(path, damage, caplog):
         store.append([judged(Judge(Criterion()), outcomes(9))])
         store.close()
         assert len(EvidenceStore(path).read(KEY).outcomes) == 9
+
+
+@pytest.mark.parametrize(
+    ("old", "new"), [(b"none", b"n\xffne"), (b'"verdict"', b'"verxict"'), (b"unproven", b"unprovem")]
+)
+def test_a_key_whose_rows_make_no_sense_is_forgotten_and_kept_from_then_on(path, old, new, caplog):
+    store = EvidenceStore(path)
+    entry = judged(Judge(Criterion()), outcomes(700))
+    assert entry.changes
+    store.append([entry])
+    store.close()
+    _replaced(old, new)(path)
+    store = EvidenceStore(path)
+    assert store.read(KEY) == Record()
+    assert caplog.text.count("is damaged") == 1
+    store.append([judged(Judge(Criterion()), outcomes(9))])
+    store.close()
+    assert len(EvidenceStore(path).read(KEY).outcomes) == 9
+
+
+def test_a_file_that_is_damaged_meanwhile_stops_nothing(path, caplog):
+    store = EvidenceStore(path)
+    store.append([judged(Judge(Criterion()), outcomes(20))])
+    _replaced(b"CREATE TABLE outcome", b"CREATE T\xffBLE outcome")(path)
+    other = sqlite3.connect(path)
+    other.execute("PRAGMA writable_schema = ON")
+    other.execute("PRAGMA schema_version = 99")  # whoever has it open reads the schema again
+    other.close()
+    store.append([judged(Judge(Criterion()), outcomes(5))])
+    assert store.read(KEY) == Record()
+    assert caplog.text.count("cannot be written") == 1
 
 
 def test_a_full_disk_is_told_once_and_stops_nothing(path, caplog):
@@ -237,7 +292,7 @@ def test_two_processes_share_a_file_and_lose_nothing(path):
         writer.stdin.flush()
     for writer in writers:
         writer.stdin.close()
-        assert writer.wait(60) == 0
+        assert writer.wait(100) == 0
     items = [outcome.item_id for outcome in EvidenceStore(path).read(KEY).outcomes]
     for seed in (1, 2):
         assert [i for i in items if i.startswith(f"{seed}/")] == [o.item_id for o in outcomes(100, seed=seed)]

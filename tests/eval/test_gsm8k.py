@@ -100,6 +100,13 @@ def test_what_would_take_for_ever_is_wrong_at_once(task: Task, answer: str) -> N
     assert not task.grade(item(), answer)
 
 
+@pytest.mark.parametrize("unit", ["\n", "\r\n", "#### \n"])
+def test_no_loop_keeps_the_event_loop_busy(task: Task, unit: str) -> None:
+    """The square of this length is hours."""
+    assert not task.answered(unit * 400_000 + "x")
+    assert task.answered(f"#### x{' ' * 400_000}y")
+
+
 def test_an_answer_is_complete_with_its_number(task: Task) -> None:
     assert not task.answered("Tom has 1234 eggs.\n####")
 

@@ -147,10 +147,15 @@ def test_a_bad_line_is_named(tmp_path: Path, line: str, told: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("match", "told"), [("numeric", ":1: .*'forty' is no number"), ("regex", ":1: .*no regular expression")]
+    ("match", "answer", "told"),
+    [
+        ("numeric", "forty", ":1: .*'forty' is no number"),
+        ("numeric", "NaN", ":1: .*'NaN' is no number"),
+        ("regex", "(", ":1: .*no regular expression"),
+    ],
 )
-def test_an_answer_that_cannot_be_matched_is_named(write: Write, match: Any, told: str) -> None:
-    path = write("bad", {"prompt": "p", "answer": "forty" if match == "numeric" else "("})
+def test_an_answer_that_cannot_be_matched_is_named(write: Write, match: Any, answer: str, told: str) -> None:
+    path = write("bad", {"prompt": "p", "answer": answer})
     with pytest.raises(TaskError, match=told):
         open_task("bad", TaskOptions(path=path, answer_field="answer", match=match))
 

@@ -284,6 +284,13 @@ def test_a_run_asks_whom_it_is_told_to_and_the_reference_whatever_the_budget():
     assert world.purse.spent == 0
 
 
+def test_a_run_goes_on_where_a_finite_task_begins_anew():
+    world, told = World(task=NumbersTask(12)), []
+    world.run_now(items=16, on_progress=lambda done, total: told.append(done))
+    assert set(world.model.by_variant().values()) == {16}
+    assert told == [8, 12, 16]
+
+
 def test_a_run_of_all_tells_of_all():
     assert set(World().run_now(items=1)) == {"m:s0", "m:s10", "m:s20"}
 

@@ -11,7 +11,7 @@ from eval.paired import Threshold
 from eval.plots import draw
 from eval.provenance import Provenance
 from eval.report import render, threshold_sentence, write_report
-from eval.results import ResultsError, StudyResults, load, save, summarise
+from eval.results import ResultsError, StudyResults, StudyRun, load, save, summarise
 from eval.study import Cell
 from eval.subject import Strategy, VariantFacts
 from eval.traps import Trap
@@ -59,6 +59,37 @@ def test_tables_hold_the_figures(results: StudyResults) -> None:
     assert "| taylor2 | 0.0% | 0.0% | 10.0% |" in page
     assert "320 looping answers were ended early" in page
     assert "cpu a CPU; cores 2; memory 16 GiB" in page
+
+
+def test_it_says_by_which_commands_and_in_what_time(results: StudyResults) -> None:
+    assert "| how |" not in render(results, [])
+    runs = (StudyRun("secateur study --a", 3_600.0), StudyRun("secateur study --a", 59.6))
+    assert "| how | `secateur study --a`; took 1 h 1 min 0 s in 2 runs |" in render(
+        replace(results, runs=runs), []
+    )
+    more = replace(results, runs=(*runs[1:], StudyRun("secateur study --b", 1.0)))
+    assert "| `secateur study --a`; `secateur study --b`; took 0 h 1 min 1 s in 2 runs |" in render(more, [])
+
+
+@pytest.mark.parametrize(
+    ("items", "solved", "told"),
+    [
+        (
+            200,
+            180,
+            "80% probability 200 items show a drop of 3.1 points if it is all that sets the two apart",
+        ),
+        (200, 180, "one of 8.7 if they fail at items of their own"),
+        (10, 2, "10 items show no drop, not even that of all accuracy"),
+        (200, 0, "no drop to be seen below"),
+    ],
+)
+def test_it_says_what_so_many_items_can_show(
+    results: StudyResults, items: int, solved: int, told: str
+) -> None:
+    score = replace(results.dense.score, items=items, correct=solved)
+    cells = (replace(results.dense, score=score), *results.cells[1:])
+    assert told in render(replace(results, cells=cells), [])
 
 
 def test_findings_follow_from_the_figures(results: StudyResults) -> None:

@@ -39,6 +39,7 @@ def run(
                 task.evaluation(items, 0),
                 opened,
                 {"stop_on_loop": True},
+                command=f"study {items}",
                 at_once=at_once,
                 grades_at_once=2,
                 progress=False,
@@ -100,6 +101,16 @@ def test_a_finished_study_loads_nothing(tmp_path: Path) -> None:
     again = subjects(speed=100.0)
     assert run(tmp_path / "j", again) == first
     assert [subject.loads for subject in again] == [0, 0]
+
+
+def test_every_run_that_asked_for_something_is_kept_with_its_time(tmp_path: Path) -> None:
+    with pytest.raises(GenerateError):
+        run(tmp_path / "j", subjects(lives=30), items=20)
+    for items in (20, 20, 30):  # the second asks for nothing
+        run(tmp_path / "j", subjects(), items=items)
+    with open_journal(tmp_path / "j") as journal:
+        assert [line.command for line in journal.runs] == ["study 20", "study 20", "study 30"]
+        assert all(line.seconds > 0 for line in journal.runs)
 
 
 def test_each_model_is_loaded_once_and_more_items_ask_only_for_those(tmp_path: Path) -> None:

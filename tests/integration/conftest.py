@@ -40,7 +40,9 @@ def eventually() -> Callable[[Callable[[], bool]], None]:
         deadline = time.monotonic() + WAIT_SECONDS
         while not condition():
             assert time.monotonic() < deadline, "it never happened"
-            time.sleep(0.002)
+            time.sleep(
+                0.02
+            )  # often enough; asking all the time would take the machine from what it waits for
 
     return wait
 

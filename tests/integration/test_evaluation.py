@@ -146,8 +146,8 @@ def test_a_killed_study_goes_on_and_finds_the_same(
     while process.poll() is None and not (journal.exists() and journal.stat().st_size > 5_000):
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
-    process.wait()
-    assert not (killed / "results.json").exists(), "it was to be killed in the middle"
+    assert process.wait() == -signal.SIGKILL, "it was to be killed in the middle"
+    assert not (killed / "results.json").exists()
 
     assert main(study_arguments(cache, killed, "--items", "40")) == 0
     assert main(study_arguments(cache, whole, "--items", "40")) == 0

@@ -1,6 +1,8 @@
 """A served variant is broken and mended under the server's feet: probes find out both times, on their own."""
 
+import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ from tests.integration.sabotage import between_steps, ranked_math_mini, reverse_
 DENSE, PRUNED = "math-mini:s0", "math-mini:s20"
 CHAT, RUN = "/v1/chat/completions", "/admin/probes/run"
 Eventually = Callable[[Callable[[], bool]], None]
+pytestmark = pytest.mark.timeout(300)
 
 
 @pytest.fixture(scope="module")
@@ -39,6 +42,24 @@ def ask(client: httpx.Client, **choice: Any) -> httpx.Response:
     return client.post(CHAT, json={**body, **choice})
 
 
+@contextmanager
+def a_user(client: httpx.Client) -> Iterator[list[int]]:
+    """Asks the dense variant one thing after another until the block ends; the statuses of the answers."""
+    statuses, enough = list[int](), threading.Event()
+
+    def ask_on() -> None:
+        while not enough.is_set():
+            statuses.append(ask(client, sparsity=0.0, max_tokens=8).status_code)
+
+    with ThreadPoolExecutor(1) as pool:
+        asking = pool.submit(ask_on)
+        try:
+            yield statuses
+        finally:
+            enough.set()
+            asking.result()
+
+
 def known(client: httpx.Client, name: str) -> dict[str, Any]:
     variants = client.get("/v1/variants").json()["data"]
     (variant,) = [variant for variant in variants if variant["id"] == name]
@@ -48,9 +69,10 @@ def known(client: httpx.Client, name: str) -> dict[str, Any]:
 def test_a_broken_variant_is_refused_and_a_mended_one_comes_back(
     math_mini: Tiny, tmp_path: Path, eventually: Eventually
 ) -> None:
-    with judged(math_mini, tmp_path) as live, live.client() as client:
+    with judged(math_mini, tmp_path) as live, live.client() as client, a_user(client) as statuses:
         between_steps(live.engine, reverse_neurons)
         eventually(lambda: known(client, PRUNED)["state"] == "degraded")
+        assert set(statuses) == {200}
         found = known(client, PRUNED)
         (change,) = found["changes"]
         assert (change["before"], change["after"]) == ("unproven", "degraded")
@@ -83,6 +105,7 @@ def test_a_broken_variant_is_refused_and_a_mended_one_comes_back(
         answer = ask(client, sparsity="auto", max_accuracy_drop=1.0)
         assert answer.json()["model"] == PRUNED
         assert answer.headers["x-secateur-reason"] == "auto_proven"
+    assert set(statuses) == {200}
 
     # What was shown outlives the process, and counts for the same weights, task and ranking alone.
     with judged(math_mini, tmp_path, probe_budget=0.0) as live, live.client() as client:
@@ -99,7 +122,9 @@ def test_a_broken_variant_is_refused_and_a_mended_one_comes_back(
         assert known(client, "math-mini:s10")["evidence"]["items"] == 0
 
 
-def test_probes_run_when_asked_for_and_a_safe_variant_stands_in(math_mini: Tiny, tmp_path: Path) -> None:
+def test_probes_run_when_asked_for_and_a_safe_variant_stands_in(
+    math_mini: Tiny, tmp_path: Path, eventually: Eventually
+) -> None:
     three = {"sparsities": (0.0, 0.1, 0.2), "probe_budget": 0.0, "on_degraded": "fallback"}
     with judged(math_mini, tmp_path, **three) as live, live.client() as client:
         assert client.get(RUN).status_code == 409
@@ -108,7 +133,7 @@ def test_probes_run_when_asked_for_and_a_safe_variant_stands_in(math_mini: Tiny,
         assert (started.status_code, started.json()["state"]) == (202, "running")
         again = client.post(RUN, json={"items": 1})
         assert (again.status_code, again.json()["error"]["code"]) == (409, "probe_conflict")
-        run = wait_for_run(client)
+        run = finished_run(client, eventually)
         assert (run["state"], run["items_done"], run["error"]) == ("done", 16, None)
         assert run["evidence"][PRUNED]["verdict"] == "degraded"
         assert known(client, "math-mini:s10")["evidence"]["items"] == 0  # only what was asked for
@@ -130,16 +155,18 @@ def test_probes_run_when_asked_for_and_a_safe_variant_stands_in(math_mini: Tiny,
         assert (unknown.status_code, unknown.json()["error"]["code"]) == (404, "model_not_found")
 
 
-def wait_for_run(client: httpx.Client) -> dict[str, Any]:
-    while (run := client.get(RUN).json())["state"] == "running":
-        pass
+def finished_run(client: httpx.Client, eventually: Eventually) -> dict[str, Any]:
+    eventually(lambda: client.get(RUN).json()["state"] != "running")
+    run: dict[str, Any] = client.get(RUN).json()
     return run
 
 
-def test_users_never_pay_for_probes_in_their_metrics(math_mini: Tiny, tmp_path: Path) -> None:
+def test_users_never_pay_for_probes_in_their_metrics(
+    math_mini: Tiny, tmp_path: Path, eventually: Eventually
+) -> None:
     with judged(math_mini, tmp_path, probe_budget=0.0) as live, live.client() as client:
         client.post(RUN, json={"items": 1})
-        wait_for_run(client)
+        finished_run(client, eventually)
         samples = scrape(client)
     for name in (
         "secateur_requests_total",
@@ -156,7 +183,7 @@ def test_a_variant_that_was_judged_is_known_when_it_comes_back(
 ) -> None:
     with judged(math_mini, tmp_path, probe_budget=0.0) as live, live.client() as client:
         client.post(RUN, json={"items": 1})
-        wait_for_run(client)
+        finished_run(client, eventually)
         client.delete(f"/admin/variants/{PRUNED}")
     with judged(math_mini, tmp_path, probe_budget=0.0, sparsities=(0.0,)) as live, live.client() as client:
         client.post("/admin/variants", json={"sparsity": 0.2})

@@ -1,6 +1,7 @@
 """A request gets exactly what it asks for, or an error that says what there is."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -110,8 +111,10 @@ def test_a_retiring_variant_is_refused_to_everyone() -> None:
 
 @pytest.mark.parametrize("ask", [Ask(), Ask(sparsity=0.15), Ask(model="mini:s15")])
 def test_a_degraded_variant_is_refused_with_its_evidence_unless_the_caller_insists(ask: Ask) -> None:
-    with pytest.raises(DegradedVariantError, match=r"mini:s15.*allow_unsafe.*served are") as refused:
-        resolve(ask, offer(s15=BAD), policy=GENEROUS)
+    with pytest.raises(
+        DegradedVariantError, match=r"3 points.*allow_unsafe.*not degraded are 0, 0\.35$"
+    ) as refused:
+        resolve(ask, offer(s15=BAD, s30=BAD), policy=GENEROUS)
     assert refused.value.evidence == BAD
     decision = resolve(replace(ask, allow_unsafe=True), offer(s15=BAD))
     assert (decision.variant.sparsity, decision.instead_of) == (0.15, None)
@@ -142,6 +145,26 @@ def test_nothing_stands_in_where_the_caller_insists() -> None:
 def test_a_retiring_variant_stands_in_for_none() -> None:
     given = offer(retiring=("s0", "s30"), s30=PROVEN, s35=BAD)
     assert resolve(Ask(sparsity=0.35), given, policy=FALLING_BACK).variant.sparsity == 0.15
+
+
+def corrected(given: Offer, index: int, **known: Any) -> Offer:
+    """With a variant that has a delta after the plain one at `index`."""
+    plain = given.statuses[index]
+    variant = replace(plain.variant, name=f"{plain.variant.name}+a")
+    more = replace(plain, variant=variant, is_default=False, **known)
+    return Offer("mini", (*given.statuses[: index + 1], more, *given.statuses[index + 1 :]))
+
+
+@pytest.mark.parametrize(("plain", "expected"), [(PROVEN, 0.15), (UNPROVEN, 0.0)])
+def test_the_plain_variant_stands_in_for_the_corrected_one(plain: Evidence, expected: float) -> None:
+    given = corrected(offer(s15=plain), 1, state=VariantState.DEGRADED, evidence=BAD)
+    assert resolve(Ask(sparsity=0.15), given, policy=FALLING_BACK).variant.sparsity == expected
+
+
+def test_the_densest_stands_in_even_for_one_of_its_own_sparsity() -> None:
+    given = corrected(offer(), 0, state=VariantState.DEGRADED, evidence=BAD)
+    decision = resolve(Ask(sparsity=0.0), given, policy=FALLING_BACK)
+    assert (decision.variant.name, decision.instead_of) == ("mini:s0", "mini:s0+a")
 
 
 @pytest.mark.parametrize(
@@ -209,9 +232,7 @@ def test_more_load_never_makes_auto_denser_nor_takes_what_is_not_safe(
 
 
 def test_a_corrected_variant_is_meant_by_its_sparsity_and_the_plain_one_by_name() -> None:
-    plain = offer()
-    corrected = replace(plain.statuses[1], variant=replace(plain.statuses[1].variant, name="mini:s15+a"))
-    both = Offer("mini", (*plain.statuses[:2], corrected, *plain.statuses[2:]))
+    both = corrected(offer(), 1)
     for ask, expected in (
         (Ask(sparsity=0.15), "mini:s15+a"),
         (Ask(model="mini:s15"), "mini:s15"),

@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -13,13 +14,14 @@ from pruning.scores import SCORES
 from pruning.widths import Allocation
 from server import __version__
 from server.__main__ import EXIT_USAGE, main
-from server.cli import COMMANDS, default_text, flag, parse_arguments
+from server.cli import COMMANDS, command_line, default_text, flag, parse_arguments
 from server.settings import (
     ENV_PREFIX,
     ExportSettings,
     ProfileSettings,
     ServeSettings,
     SettingsError,
+    StudySettings,
     groups,
     load_settings,
     unknown_variables,
@@ -188,3 +190,17 @@ def test_help_and_version_do_not_load_torch(arguments: list[str]) -> None:
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert arguments != ["--version"] or done.stdout.strip() == f"secateur {__version__}"
+
+
+def test_a_command_can_be_read_elsewhere_and_leads_to_the_same_settings() -> None:
+    told = "secateur study --task humaneval --model coder --sparsities 0.1,0.2 --random-seeds '' --no-reverse"
+    settings = parse_arguments(shlex.split(told)[1:])
+    assert isinstance(settings, StudySettings)
+    assert command_line("study", settings) == told
+
+
+def test_a_command_tells_neither_keys_nor_where_things_lie() -> None:
+    here = ["--model", "/somewhere/coder", "--api-key", "secret", "--cache-dir", "/somewhere"]
+    settings = parse_arguments(["study", *here])
+    assert isinstance(settings, StudySettings)
+    assert command_line("study", settings) == "secateur study --model coder"
