@@ -15,6 +15,7 @@ from pruning.errors import DeltaError
 from pruning.files import write_atomically
 from pruning.recovery.network import AdapterSettings
 from pruning.recovery.recovery import (
+    PROGRESS_FILE,
     Recovery,
     RecoveryData,
     RecoverySettings,
@@ -24,7 +25,7 @@ from pruning.recovery.recovery import (
 from pruning.recovery.training import TrainingSettings
 from pruning.widths import widths_at
 from server.devices import resolve_device, resolve_dtype
-from server.profiles import open_model
+from server.profiles import memory_bound, open_model
 from server.rankings import ranked
 from server.settings import RecoverSettings
 
@@ -40,7 +41,7 @@ def recover_variants(settings: RecoverSettings) -> tuple[list[Path], Recovery]:
     outs = delta_files(settings.out, settings.variants)
     work = settings.out.with_name(f"{settings.out.name}.work")
     there = [str(out) for out in outs if out.exists()]
-    if there and not work.exists():
+    if there and not (work / PROGRESS_FILE).exists():  # else it was interrupted while they were written
         raise DeltaError(f"{', '.join(there)} is there already; choose another --out, or remove it")
     source = open_calibration(settings.task, settings.task_options())
     checkpoint = open_model(settings)
@@ -116,7 +117,7 @@ def _recovery_settings(settings: RecoverSettings) -> RecoverySettings:
         device=str(device),
         dtype=getattr(torch, resolve_dtype(settings.dtype, "bfloat16")),
         recompute=None if settings.recompute == "auto" else settings.recompute == "on",
-        max_memory_bytes=int(settings.max_memory * 2**30),
+        max_memory_bytes=memory_bound(settings.max_memory, device),
     )
 
 

@@ -8,6 +8,7 @@ from pydantic_settings import BaseSettings, NoDecode
 
 from server.settings.common import RankingSettings
 from server.settings.fields import DEFAULT_SEED, Sparsity, sorted_once, split_commas
+from server.settings.making import MemorySettings
 
 
 class RecoveredSettings(BaseSettings):
@@ -63,15 +64,12 @@ class TrainingSettings(BaseSettings):
         description="compute activations again on the way back, for a third more time; auto: where "
         "--max-memory has no room for them",
     )
-    max_memory: float = Field(
-        8.0, gt=0, allow_inf_nan=False, description="memory that the training may take, GiB; more is refused"
-    )
     save_seconds: float = Field(
         60.0, ge=0, allow_inf_nan=False, description="time between writes of the training's progress"
     )
 
 
-class RecoverSettings(TrainingSettings, RecoveredSettings, RankingSettings):
+class RecoverSettings(TrainingSettings, MemorySettings, RecoveredSettings, RankingSettings):
     """Bring pruned variants back by training: low-rank matrices beside every linear map.
 
     They are trained on the dense model's own answers and held to its probabilities. The file is a delta,
