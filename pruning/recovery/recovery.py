@@ -129,7 +129,7 @@ def recover(
 
     Raises:
         DeltaError: too few answers, more memory needed than allowed, a start of another variant, a loss that
-            is not finite, or progress that cannot be kept or is of another run.
+            is not finite, nothing gained, or progress that cannot be kept or is of another run.
         ModelError, ProfileError: the checkpoint is damaged; a prompt does not fit; ranking or widths do not.
     """
     architecture = checkpoint.architecture
@@ -171,6 +171,12 @@ def recover(
     )
     trainer = Trainer(network, training, held_out, settings.training, ProgressFile(work / PROGRESS_FILE, key))
     done = trainer.run(progress=progress)
+    if done.held_out[done.best].step == 0:
+        raise DeltaError(
+            f"nothing is gained: in {len(done.steps)} steps no measurement on the {len(held_out)} held-out "
+            f"answers was better than the first. Give more prompts ({len(data.prompts)}), or lower "
+            f"--learning-rate ({settings.training.learning_rate:g}); remove {work} to begin anew"
+        )
     found = [network.layers(place) for place in range(len(variants))]
     network.load(found[0])  # rounded as it is written
     after = trainer.held_out_losses()
