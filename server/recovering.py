@@ -3,6 +3,7 @@
 import json
 import shutil
 from dataclasses import asdict
+from datetime import timedelta
 from pathlib import Path
 
 import torch
@@ -91,8 +92,8 @@ def recovery_summary(outs: list[Path], found: Recovery) -> str:
     progress = found.progress
     best = progress.held_out[progress.best].step
     lines.append(
-        f"{len(progress.steps)} of {found.planned_steps} steps in {progress.seconds / SECONDS_AN_HOUR:.2f} "
-        f"hours; the best after {best}"
+        f"{len(progress.steps)} of {found.planned_steps} steps in "
+        f"{timedelta(seconds=round(progress.seconds))}; the best after {best}"
     )
     return "\n".join(lines)
 

@@ -9,6 +9,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -138,14 +139,13 @@ def recover(
     if start is not None:
         start.check(model=checkpoint.fingerprint, ranking=ranking.digest, widths=variants[0].widths)
     layers = None if start is None else start.layers
-    memory = TrainingMemory.of(
-        checkpoint,
-        variants[0].widths,
-        ranks(settings.adapter, layers),
-        row_tokens=settings.training.row_tokens,
+    memory = partial(
+        TrainingMemory.of,
+        *(checkpoint, variants[0].widths, ranks(settings.adapter, layers)),
         dtype=settings.dtype,
     )
-    recompute = memory.choose_recompute(settings.recompute, settings.max_memory_bytes)
+    row_tokens, bound = settings.training.row_tokens, settings.max_memory_bytes
+    recompute = memory(row_tokens=row_tokens).choose_recompute(settings.recompute, bound)
     tokenizer = checkpoint.tokenizer()
     prompts = [prompt_token_ids(tokenizer, prompt) for prompt in data.prompts]
     check_lengths(checkpoint, prompts, data.max_new_tokens)
@@ -160,7 +160,11 @@ def recover(
     key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
     model = load_network(checkpoint, torch.device(settings.device), settings.dtype)
-    training, held_out = _dealt(dense_sequences(model, source, data.directory, progress=progress))
+    taught = dense_sequences(model, source, data.directory, progress=progress)
+    training, held_out = _dealt(taught)
+    longest = max(len(one.sequence.fed) for one in taught)
+    if longest > row_tokens:  # one that does not fit into a row is a row of its own
+        recompute = memory(row_tokens=longest).choose_recompute(settings.recompute, bound)
     network = AdaptedNetwork(
         model,
         ranking,

@@ -130,6 +130,16 @@ def test_what_cannot_be_is_told_with_the_way_out(
     assert not (tmp_path / "d").exists()
 
 
+def test_a_sequence_longer_than_a_row_counts_in_the_memory(
+    arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The rows fit into what is allowed; the longest answer is a row of its own, and does not."""
+    asked = ["--sparsity", "0.35", "--out", str(tmp_path / "d"), *TRAINING, "--recompute", "off"]
+    few = ["--row-tokens", "8", "--max-memory", "0.003"]
+    assert main(["recover", *arguments, *asked, *few]) == EXIT_FAILED
+    assert "set --recompute on" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -67,3 +67,10 @@ def test_orders_differ_between_epochs_and_seeds() -> None:
     assert len(first) == 2
     assert first[0] != first[1]
     assert first[0] not in second
+
+
+def test_steps_are_about_as_large_as_they_should_be() -> None:
+    lengths = [10] * 100
+    for row_tokens, step_tokens in ((50, 200), (200, 50), (50, 50)):
+        steps = plan_steps(lengths, row_tokens=row_tokens, step_tokens=step_tokens, epochs=1, seed=0)
+        assert {sum(lengths[index] for row in step for index in row) for step in steps} == {step_tokens}
