@@ -48,13 +48,13 @@ class TrainingSettings(BaseSettings):
     warmup: float = Field(
         0.05, ge=0, lt=1, allow_inf_nan=False, description="share of the steps in which it rises"
     )
-    epochs: int = Field(3, ge=1, description="how often every answer is read")
-    batch_tokens: int = Field(4096, ge=1, description="tokens of prompts and answers in a step, about")
+    epochs: int = Field(2, ge=1, description="how often every answer is read")
+    batch_tokens: int = Field(1024, ge=1, description="tokens of prompts and answers in a step, about")
     row_tokens: int = Field(1024, ge=1, description="tokens computed at once: less takes less memory")
     ce_weight: float = Field(
         0.1, ge=0, allow_inf_nan=False, description="of the cross-entropy beside the divergence"
     )
-    evaluations: int = Field(20, ge=1, description="how often held-out answers are measured on the way")
+    evaluations: int = Field(10, ge=1, description="how often held-out answers are measured on the way")
     patience: int = Field(
         5, ge=1, description="so many of these measurements without a gain end the training"
     )
