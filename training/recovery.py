@@ -37,11 +37,13 @@ class Options:
 
     Attributes:
         prompts: of each training and fit.
+        epochs: how often a training reads them.
         items: that every variant is asked, the same ones.
         work: where deltas, reports and answers are kept, to go on from.
     """
 
     prompts: int
+    epochs: int
     items: int
     work: Path
 
@@ -64,11 +66,12 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("docs/studies/math-mini-recovery"))
     parser.add_argument("--work", type=Path, required=True, help="directory of deltas and answers so far")
     parser.add_argument("--prompts", type=int, default=192)
+    parser.add_argument("--epochs", type=int, default=1)
     parser.add_argument("--items", type=int, default=500)
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    results = measure(Options(arguments.prompts, arguments.items, arguments.work))
+    results = measure(Options(arguments.prompts, arguments.epochs, arguments.items, arguments.work))
     arguments.out.mkdir(parents=True, exist_ok=True)
     content = json.dumps(results, indent=1) + "\n"
     write_atomically(arguments.out / RESULTS_FILE, content.encode())
@@ -99,7 +102,7 @@ def measure(options: Options) -> dict[str, Any]:
         "model": dense.model,
         "parameters": dense.variant.parameters,
         "task": dense.task,
-        "training": {**_defaults(), "prompts": options.prompts, "seeds": SEEDS},
+        "training": {**_defaults(), "prompts": options.prompts, "epochs": options.epochs, "seeds": SEEDS},
         "dense": _cell(dense),
         "variants": variants,
         "provenance": asdict(provenance()),
@@ -119,8 +122,8 @@ def _recovered(options: Options, kind: str, seed: int, sparsities: tuple[float, 
     name = "-".join(f"s{100 * sparsity:g}" for sparsity in sparsities)
     out = options.work / f"recovered-{name}-seed{seed}.safetensors"
     if not report_file(out).exists() or out.with_name(f"{out.name}.work").exists():
-        asked = {"sparsities": ",".join(map(str, sparsities)), "num-prompts": options.prompts, "seed": seed}
-        settings = _settings("recover", out=out, **asked)
+        data = {"num-prompts": options.prompts, "epochs": options.epochs, "seed": seed}
+        settings = _settings("recover", out=out, sparsities=",".join(map(str, sparsities)), **data)
         assert isinstance(settings, RecoverSettings)
         recover_variants(settings)
     report = json.loads(report_file(out).read_text())
@@ -214,7 +217,7 @@ def _settings(command: str, **flags: object) -> CommandSettings:
 
 def _defaults() -> Mapping[str, Any]:
     fields = RecoverSettings.model_fields
-    names = ("rank", "alpha", "learning_rate", "epochs", "batch_tokens", "ce_weight", "top_tokens", "dtype")
+    names = ("rank", "alpha", "learning_rate", "batch_tokens", "ce_weight", "top_tokens", "dtype")
     return {name: fields[name].default for name in names}
 
 
