@@ -18,6 +18,7 @@ from eval.evaluation import Evaluation
 from eval.paired import compare
 from eval.provenance import provenance
 from pruning.delta import load_delta
+from pruning.errors import NothingGainedError
 from pruning.files import write_atomically
 from server.cli import parse_arguments
 from server.compensating import fit_delta
@@ -67,7 +68,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True, help="directory of deltas and answers so far")
     parser.add_argument("--prompts", type=int, default=192)
     parser.add_argument("--epochs", type=int, default=1)
-    parser.add_argument("--items", type=int, default=500)
+    parser.add_argument("--items", type=int, default=300)
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
@@ -125,7 +126,11 @@ def _recovered(options: Options, kind: str, seed: int, sparsities: tuple[float, 
         data = {"num-prompts": options.prompts, "epochs": options.epochs, "seed": seed}
         settings = _settings("recover", out=out, sparsities=",".join(map(str, sparsities)), **data)
         assert isinstance(settings, RecoverSettings)
-        recover_variants(settings)
+        try:
+            recover_variants(settings)
+        except NothingGainedError as error:  # which is a result as well; it is told again at once next time
+            print(error)
+            return
     report = json.loads(report_file(out).read_text())
     for file, told in zip(delta_files(out, sparsities), report["deltas"], strict=True):
         kl = told["held_out_kl_nats"]

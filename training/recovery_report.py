@@ -14,6 +14,7 @@ from eval.plots import STYLE
 
 RESULTS_FILE, REPORT_FILE, PLOT_FILE = "results.json", "report.md", "accuracy.svg"
 COMPENSATED, ALONE, TOGETHER = "compensated", "one adapter each", "one adapter for all"
+NOTHING = "nothing gained"
 KINDS = (COMPENSATED, ALONE, TOGETHER)
 _COLOURS = {COMPENSATED: "C2", ALONE: "C0", TOGETHER: "C1"}
 _MARKERS = {COMPENSATED: "^", ALONE: "o", TOGETHER: "s"}
@@ -67,6 +68,7 @@ def _page(results: Mapping[str, Any]) -> str:
                 for cell in variant["corrected"]
             ),
             "",
+            *_missing(results),
             "## What it takes",
             "",
             "| removed | correction | numbers in the delta | of the model's | minutes of training |",
@@ -103,6 +105,18 @@ def _table(
     ]
 
 
+def _missing(results: Mapping[str, Any]) -> list[str]:
+    """Trainings that came to nothing, in a sentence each."""
+    seeds = results["training"]["seeds"]
+    found = [
+        f"Of {len(seeds)} trainings of {kind} at {_percent(variant)} {gained} gained anything."
+        for variant in results["variants"]
+        for kind in (ALONE, TOGETHER)
+        if (gained := len(_of(variant, kind))) < len(seeds)
+    ]
+    return [*found, ""] if found else []
+
+
 def _percent(variant: Cell) -> str:
     return f"{variant['sparsity']:.0%}"
 
@@ -111,11 +125,17 @@ def _of(variant: Cell, kind: str) -> list[Cell]:
     return [cell for cell in variant["corrected"] if cell["kind"] == kind]
 
 
+def _trained(variant: Cell) -> list[Cell]:
+    return [cell for cell in variant["corrected"] if cell["kind"] != COMPENSATED]
+
+
 def _share(cell: Cell) -> str:
     return f"{cell['solved'] / cell['items']:.1%} ({100 * cell['low']:.1f} to {100 * cell['high']:.1f})"
 
 
 def _accuracies(cells: Sequence[Cell]) -> str:
+    if not cells:
+        return NOTHING
     if len(cells) == 1:
         return _share(cells[0])
     shares = [100 * cell["solved"] / cell["items"] for cell in cells]
@@ -123,10 +143,12 @@ def _accuracies(cells: Sequence[Cell]) -> str:
 
 
 def _without(variant: Cell) -> str:
-    return _divergences(_of(variant, ALONE), "before")
+    return _divergences(_trained(variant), "before")
 
 
 def _divergences(cells: Sequence[Cell], when: str = "after") -> str:
+    if not cells:
+        return NOTHING
     values = [cell["kl_nats"][when] for cell in cells]
     told = f"{mean(values):.5f}"
     return told if len(values) == 1 else f"{told} ({min(values):.5f} … {max(values):.5f})"
@@ -161,7 +183,7 @@ def _draw(results: Mapping[str, Any], path: Path) -> None:
         accuracy.axhline(
             100 * dense["solved"] / dense["items"], color="black", linewidth=0.8, linestyle=":", label="dense"
         )
-        means = [mean(c["kl_nats"]["before"] for c in _of(v, ALONE)) for v in results["variants"]]
+        means = [mean(c["kl_nats"]["before"] for c in _trained(v)) for v in results["variants"]]
         divergence.plot(removed, means, color="black", marker="x", label="without")
         for shift, kind in enumerate(KINDS):
             cells = [(place, cell) for place, v in zip(removed, results["variants"], strict=True)

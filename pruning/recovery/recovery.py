@@ -19,7 +19,7 @@ from pruning.answers import prompt_token_ids
 from pruning.calibration import check_lengths, load_network
 from pruning.checkpoint import Checkpoint
 from pruning.delta import Delta, DeltaProvenance, Setting
-from pruning.errors import DeltaError
+from pruning.errors import DeltaError, NothingGainedError
 from pruning.ranking import Ranking
 from pruning.recovery.dense import DenseSource, TaughtSequence, dense_sequences
 from pruning.recovery.loss import LossSums
@@ -130,7 +130,8 @@ def recover(
 
     Raises:
         DeltaError: too few answers, more memory needed than allowed, a start of another variant, a loss that
-            is not finite, nothing gained, or progress that cannot be kept or is of another run.
+            is not finite, or progress that cannot be kept or is of another run.
+        NothingGainedError: held-out answers were never nearer to the dense model than at the start.
         ModelError, ProfileError: the checkpoint is damaged; a prompt does not fit; ranking or widths do not.
     """
     architecture = checkpoint.architecture
@@ -176,7 +177,7 @@ def recover(
     trainer = Trainer(network, training, held_out, settings.training, ProgressFile(work / PROGRESS_FILE, key))
     done = trainer.run(progress=progress)
     if done.held_out[done.best].step == 0:
-        raise DeltaError(
+        raise NothingGainedError(
             f"nothing is gained: in {len(done.steps)} steps no measurement on the {len(held_out)} held-out "
             f"answers was better than the first. Give more prompts ({len(data.prompts)}), or lower "
             f"--learning-rate ({settings.training.learning_rate:g}); remove {work} to begin anew"

@@ -41,7 +41,7 @@ class TrainingSettings(BaseSettings):
     alpha: float = Field(
         32.0, gt=0, allow_inf_nan=False, description="what the matrices add is scaled by alpha / rank"
     )
-    learning_rate: float = Field(1e-3, gt=0, allow_inf_nan=False, description="at its peak")
+    learning_rate: float = Field(5e-4, gt=0, allow_inf_nan=False, description="at its peak")
     schedule: Literal["cosine", "linear", "constant"] = Field(
         "cosine", description="how the learning rate falls to zero, or that it does not"
     )
@@ -56,7 +56,7 @@ class TrainingSettings(BaseSettings):
     )
     evaluations: int = Field(10, ge=1, description="how often held-out answers are measured on the way")
     patience: int = Field(
-        5, ge=1, description="so many of these measurements without a gain end the training"
+        8, ge=1, description="so many of these measurements without a gain end the training"
     )
     seed: int = Field(DEFAULT_SEED, ge=0, description="of prompts, their order and the first matrices")
     recompute: Literal["auto", "on", "off"] = Field(
