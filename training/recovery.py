@@ -29,6 +29,7 @@ from training.recovery_report import ALONE, COMPENSATED, RESULTS_FILE, TOGETHER,
 
 SPARSITIES = (0.2, 0.3, 0.4, 0.5)
 SEEDS = (0, 1, 2)
+SEEDS_TOGETHER = SEEDS[:1]
 CONFIDENCE = 0.95
 
 
@@ -103,7 +104,12 @@ def measure(options: Options) -> dict[str, Any]:
         "model": dense.model,
         "parameters": dense.variant.parameters,
         "task": dense.task,
-        "training": {**_defaults(), "prompts": options.prompts, "epochs": options.epochs, "seeds": SEEDS},
+        "training": {
+            **_defaults(),
+            "prompts": options.prompts,
+            "epochs": options.epochs,
+            "seeds": {ALONE: SEEDS, TOGETHER: SEEDS_TOGETHER},
+        },
         "dense": _cell(dense),
         "variants": variants,
         "provenance": asdict(provenance()),
@@ -116,6 +122,7 @@ def _corrections(options: Options) -> Iterator[Correction]:
     for seed in SEEDS:
         for sparsity in SPARSITIES:
             yield from _recovered(options, ALONE, seed, (sparsity,))
+    for seed in SEEDS_TOGETHER:
         yield from _recovered(options, TOGETHER, seed, SPARSITIES)
 
 

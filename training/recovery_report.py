@@ -38,9 +38,9 @@ def _page(results: Mapping[str, Any]) -> str:
             "# Recovering math-mini",
             "",
             f"{dense['items']:,} problems of {results['task']['name']}, the same for every variant. The "
-            f"dense model solves {_share(dense)}; intervals in brackets are Wilson's, of 95%. Trainings have "
-            f"{len(training['seeds'])} seeds, each with prompts, orders and first matrices of its own: told "
-            "are mean, least and largest. The fit without training is that of `secateur compensate`.",
+            f"dense model solves {_share(dense)}; intervals in brackets are Wilson's, of 95%. A seed decides "
+            "which prompts are read, in which order, and the first matrices. Of several trainings told are "
+            "mean, least and largest. The fit without training is that of `secateur compensate`.",
             "",
             f"Trained with: {settings}.",
             "",
@@ -107,11 +107,10 @@ def _table(
 
 def _missing(results: Mapping[str, Any]) -> list[str]:
     """Trainings that came to nothing, in a sentence each."""
-    seeds = results["training"]["seeds"]
     found = [
         f"Of {len(seeds)} trainings of {kind} at {_percent(variant)} {gained} gained anything."
         for variant in results["variants"]
-        for kind in (ALONE, TOGETHER)
+        for kind, seeds in results["training"]["seeds"].items()
         if (gained := len(_of(variant, kind))) < len(seeds)
     ]
     return [*found, ""] if found else []
