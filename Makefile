@@ -19,7 +19,7 @@ BIN := $(VENV)/bin
 # The console's chart library. Where it cannot be fetched that is said, tried again next time, and no error.
 VENDORED := server/console/vendor/vendor.lock.json
 
-.PHONY: help install serve demo test test-reference check format bench bench-peers bench-report metrics-page study study-science science-report dashboards screenshots wheel image clean
+.PHONY: help install serve demo test test-reference check format bench bench-peers bench-report metrics-page study study-recovery study-science science-report dashboards screenshots wheel image clean
 
 help:  ## List the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -64,6 +64,9 @@ metrics-page: $(VENV)/.installed  ## Put the table of metrics into docs/referenc
 study: $(VENV)/.installed-dev  ## Study how much of math-mini may go, in 15 minutes; goes on where it was (ARGS="...")
 	$(BIN)/secateur study --items 1000 --sparsities 0.1,0.2,0.3,0.4,0.5,0.6 --compare-scores selectivity \
 		--out docs/studies/math-mini $(ARGS)
+
+study-recovery: $(VENV)/.installed-dev  ## Study what training gives back to math-mini, in half an hour; goes on where it was
+	$(BIN)/python -m training.recovery --work build/recovery $(ARGS)
 
 dashboards: $(VENV)/.installed-dev  ## Build Grafana's dashboards into deploy/grafana/dashboards
 	$(BIN)/python -m deploy.dashboards

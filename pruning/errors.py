@@ -8,7 +8,8 @@ SecateurError
 ├── RankingError                a ranking that cannot be read, written or used
 ├── SparsityError               a sparsity that is none
 ├── DeltaError                  a delta that cannot be read, built or used
-│   └── ForeignDeltaError       ... because it was made for another model, ranking or width
+│   ├── ForeignDeltaError       ... because it was made for another model, ranking or width
+│   └── NothingGainedError      ... because training it led nowhere
 ├── ExportError                 a checkpoint that cannot be written
 ├── MemoryBoundError            work that takes more memory than it may
 └── RequestError                (server/errors.py) what a client is told over HTTP
@@ -53,6 +54,10 @@ class MemoryBoundError(SecateurError):
 
 class DeltaError(SecateurError):
     """A delta is missing, damaged or impossible to build."""
+
+
+class NothingGainedError(DeltaError):
+    """A training never came nearer to the dense model than it was at the start."""
 
 
 class ForeignDeltaError(DeltaError):

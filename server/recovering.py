@@ -3,6 +3,7 @@
 import json
 import shutil
 from dataclasses import asdict
+from datetime import timedelta
 from pathlib import Path
 
 import torch
@@ -15,6 +16,7 @@ from pruning.errors import DeltaError
 from pruning.files import write_atomically
 from pruning.recovery.network import AdapterSettings
 from pruning.recovery.recovery import (
+    PROGRESS_FILE,
     Recovery,
     RecoveryData,
     RecoverySettings,
@@ -24,7 +26,7 @@ from pruning.recovery.recovery import (
 from pruning.recovery.training import TrainingSettings
 from pruning.widths import widths_at
 from server.devices import resolve_device, resolve_dtype
-from server.profiles import open_model
+from server.profiles import memory_bound, open_model
 from server.rankings import ranked
 from server.settings import RecoverSettings
 
@@ -40,7 +42,7 @@ def recover_variants(settings: RecoverSettings) -> tuple[list[Path], Recovery]:
     outs = delta_files(settings.out, settings.variants)
     work = settings.out.with_name(f"{settings.out.name}.work")
     there = [str(out) for out in outs if out.exists()]
-    if there and not work.exists():
+    if there and not (work / PROGRESS_FILE).exists():  # else it was interrupted while they were written
         raise DeltaError(f"{', '.join(there)} is there already; choose another --out, or remove it")
     source = open_calibration(settings.task, settings.task_options())
     checkpoint = open_model(settings)
@@ -90,8 +92,8 @@ def recovery_summary(outs: list[Path], found: Recovery) -> str:
     progress = found.progress
     best = progress.held_out[progress.best].step
     lines.append(
-        f"{len(progress.steps)} of {found.planned_steps} steps in {progress.seconds / SECONDS_AN_HOUR:.2f} "
-        f"hours; the best after {best}"
+        f"{len(progress.steps)} of {found.planned_steps} steps in "
+        f"{timedelta(seconds=round(progress.seconds))}; the best after {best}"
     )
     return "\n".join(lines)
 
@@ -116,7 +118,7 @@ def _recovery_settings(settings: RecoverSettings) -> RecoverySettings:
         device=str(device),
         dtype=getattr(torch, resolve_dtype(settings.dtype, "bfloat16")),
         recompute=None if settings.recompute == "auto" else settings.recompute == "on",
-        max_memory_bytes=int(settings.max_memory * 2**30),
+        max_memory_bytes=memory_bound(settings.max_memory, device),
     )
 
 

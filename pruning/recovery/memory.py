@@ -55,9 +55,10 @@ class TrainingMemory:
             for name, rank in ranks.items()
         )
         # Each A keeps its input in float32 (six of hidden_size, one of the width); norms, products and
-        # nonlinearities keep theirs.
+        # nonlinearities keep theirs, and attention the mask that tells packed sequences apart.
+        mask = row_tokens**2 * dtype.itemsize
         layers = [
-            row_tokens * (hidden * (6 * 4 + 12 * dtype.itemsize) + width * (4 + 5 * dtype.itemsize))
+            mask + row_tokens * (hidden * (6 * 4 + 12 * dtype.itemsize) + width * (4 + 5 * dtype.itemsize))
             for width in widths
         ]
         return cls(

@@ -83,7 +83,9 @@ def plan_steps(
     """All training steps: in each epoch every sequence once, in an order that seed and epoch decide.
 
     The rows of an epoch are spread evenly over its steps, so that none is much smaller than `step_tokens`.
+    Rows are no longer than a step.
     """
+    row_tokens = min(row_tokens, step_tokens)
     steps: list[tuple[Row, ...]] = []
     for epoch in range(epochs):
         generator = torch.Generator().manual_seed(seed * EPOCHS_APART + epoch)

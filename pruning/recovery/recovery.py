@@ -9,6 +9,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from pruning.answers import prompt_token_ids
 from pruning.calibration import check_lengths, load_network
 from pruning.checkpoint import Checkpoint
 from pruning.delta import Delta, DeltaProvenance, Setting
-from pruning.errors import DeltaError
+from pruning.errors import DeltaError, NothingGainedError
 from pruning.ranking import Ranking
 from pruning.recovery.dense import DenseSource, TaughtSequence, dense_sequences
 from pruning.recovery.loss import LossSums
@@ -130,6 +131,7 @@ def recover(
     Raises:
         DeltaError: too few answers, more memory needed than allowed, a start of another variant, a loss that
             is not finite, or progress that cannot be kept or is of another run.
+        NothingGainedError: held-out answers were never nearer to the dense model than at the start.
         ModelError, ProfileError: the checkpoint is damaged; a prompt does not fit; ranking or widths do not.
     """
     architecture = checkpoint.architecture
@@ -138,14 +140,13 @@ def recover(
     if start is not None:
         start.check(model=checkpoint.fingerprint, ranking=ranking.digest, widths=variants[0].widths)
     layers = None if start is None else start.layers
-    memory = TrainingMemory.of(
-        checkpoint,
-        variants[0].widths,
-        ranks(settings.adapter, layers),
-        row_tokens=settings.training.row_tokens,
+    memory = partial(
+        TrainingMemory.of,
+        *(checkpoint, variants[0].widths, ranks(settings.adapter, layers)),
         dtype=settings.dtype,
     )
-    recompute = memory.choose_recompute(settings.recompute, settings.max_memory_bytes)
+    row_tokens, bound = settings.training.row_tokens, settings.max_memory_bytes
+    recompute = memory(row_tokens=row_tokens).choose_recompute(settings.recompute, bound)
     tokenizer = checkpoint.tokenizer()
     prompts = [prompt_token_ids(tokenizer, prompt) for prompt in data.prompts]
     check_lengths(checkpoint, prompts, data.max_new_tokens)
@@ -160,7 +161,11 @@ def recover(
     key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
     model = load_network(checkpoint, torch.device(settings.device), settings.dtype)
-    training, held_out = _dealt(dense_sequences(model, source, data.directory, progress=progress))
+    taught = dense_sequences(model, source, data.directory, progress=progress)
+    training, held_out = _dealt(taught)
+    longest = max(len(one.sequence.fed) for one in taught)
+    if longest > row_tokens:  # one that does not fit into a row is a row of its own
+        recompute = memory(row_tokens=longest).choose_recompute(settings.recompute, bound)
     network = AdaptedNetwork(
         model,
         ranking,
@@ -171,6 +176,12 @@ def recover(
     )
     trainer = Trainer(network, training, held_out, settings.training, ProgressFile(work / PROGRESS_FILE, key))
     done = trainer.run(progress=progress)
+    if done.held_out[done.best].step == 0:
+        raise NothingGainedError(
+            f"nothing is gained: in {len(done.steps)} steps no measurement on the {len(held_out)} held-out "
+            f"answers was better than the first. Give more prompts ({len(data.prompts)}), or lower "
+            f"--learning-rate ({settings.training.learning_rate:g}); remove {work} to begin anew"
+        )
     found = [network.layers(place) for place in range(len(variants))]
     network.load(found[0])  # rounded as it is written
     after = trainer.held_out_losses()

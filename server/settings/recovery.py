@@ -8,6 +8,7 @@ from pydantic_settings import BaseSettings, NoDecode
 
 from server.settings.common import RankingSettings
 from server.settings.fields import DEFAULT_SEED, Sparsity, sorted_once, split_commas
+from server.settings.making import MemorySettings
 
 
 class RecoveredSettings(BaseSettings):
@@ -40,22 +41,22 @@ class TrainingSettings(BaseSettings):
     alpha: float = Field(
         32.0, gt=0, allow_inf_nan=False, description="what the matrices add is scaled by alpha / rank"
     )
-    learning_rate: float = Field(1e-3, gt=0, allow_inf_nan=False, description="at its peak")
+    learning_rate: float = Field(5e-4, gt=0, allow_inf_nan=False, description="at its peak")
     schedule: Literal["cosine", "linear", "constant"] = Field(
         "cosine", description="how the learning rate falls to zero, or that it does not"
     )
     warmup: float = Field(
         0.05, ge=0, lt=1, allow_inf_nan=False, description="share of the steps in which it rises"
     )
-    epochs: int = Field(3, ge=1, description="how often every answer is read")
-    batch_tokens: int = Field(4096, ge=1, description="tokens of prompts and answers in a step, about")
+    epochs: int = Field(2, ge=1, description="how often every answer is read")
+    batch_tokens: int = Field(1024, ge=1, description="tokens of prompts and answers in a step, about")
     row_tokens: int = Field(1024, ge=1, description="tokens computed at once: less takes less memory")
     ce_weight: float = Field(
         0.1, ge=0, allow_inf_nan=False, description="of the cross-entropy beside the divergence"
     )
-    evaluations: int = Field(20, ge=1, description="how often held-out answers are measured on the way")
+    evaluations: int = Field(10, ge=1, description="how often held-out answers are measured on the way")
     patience: int = Field(
-        5, ge=1, description="so many of these measurements without a gain end the training"
+        8, ge=1, description="so many of these measurements without a gain end the training"
     )
     seed: int = Field(DEFAULT_SEED, ge=0, description="of prompts, their order and the first matrices")
     recompute: Literal["auto", "on", "off"] = Field(
@@ -63,15 +64,12 @@ class TrainingSettings(BaseSettings):
         description="compute activations again on the way back, for a third more time; auto: where "
         "--max-memory has no room for them",
     )
-    max_memory: float = Field(
-        8.0, gt=0, allow_inf_nan=False, description="memory that the training may take, GiB; more is refused"
-    )
     save_seconds: float = Field(
         60.0, ge=0, allow_inf_nan=False, description="time between writes of the training's progress"
     )
 
 
-class RecoverSettings(TrainingSettings, RecoveredSettings, RankingSettings):
+class RecoverSettings(TrainingSettings, MemorySettings, RecoveredSettings, RankingSettings):
     """Bring pruned variants back by training: low-rank matrices beside every linear map.
 
     They are trained on the dense model's own answers and held to its probabilities. The file is a delta,

@@ -1,0 +1,36 @@
+"""The page of the study of recovery is what its results say."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from training.recovery_report import ALONE, PLOT_FILE, REPORT_FILE, RESULTS_FILE, write_report
+
+STUDY = Path(__file__).parents[2] / "docs" / "studies" / "math-mini-recovery"
+
+
+@pytest.fixture(scope="module")
+def results() -> dict:
+    return json.loads((STUDY / RESULTS_FILE).read_text())
+
+
+def test_the_page_and_the_plot_are_those_of_the_results(results: dict, tmp_path: Path) -> None:
+    write_report(results, tmp_path)
+    for name in (REPORT_FILE, PLOT_FILE):
+        assert (tmp_path / name).read_bytes() == (STUDY / name).read_bytes(), name
+
+
+def test_counts_are_those_of_the_outcomes(results: dict) -> None:
+    cells = [results["dense"]]
+    for variant in results["variants"]:
+        cells += [variant["before"], *variant["corrected"]]
+        for cell in variant["corrected"]:
+            pairs = list(zip(variant["before"]["outcomes"], cell["outcomes"], strict=True))
+            assert cell["against_before"]["only_first"] == pairs.count(("1", "0"))
+            assert cell["against_before"]["only_second"] == pairs.count(("0", "1"))
+        seeds = {cell["seed"] for cell in variant["corrected"] if cell["kind"] == ALONE}
+        assert seeds <= set(results["training"]["seeds"][ALONE])
+    for cell in cells:
+        assert cell["solved"] == cell["outcomes"].count("1")
+        assert cell["items"] == len(cell["outcomes"])
