@@ -25,6 +25,7 @@ from pruning.recovery.recovery import (
 )
 from pruning.recovery.training import TrainingSettings
 from pruning.widths import widths_at
+from server.dense_answers import dense_answers
 from server.devices import resolve_device, resolve_dtype
 from server.profiles import memory_bound, open_model
 from server.rankings import ranked
@@ -48,7 +49,17 @@ def recover_variants(settings: RecoverSettings) -> tuple[list[Path], Recovery]:
     checkpoint = open_model(settings)
     known = ranked(settings, checkpoint)
     prompts = [item.prompt for item in source.calibration(settings.num_prompts, settings.seed)]
+    how = _recovery_settings(settings)
     cache_dir = settings.cache_dir or default_cache_dir()
+    answers = dense_answers(
+        checkpoint,
+        prompts,
+        source.max_new_tokens,
+        device=torch.device(how.device),
+        dtype=how.dtype,
+        cache_dir=cache_dir,
+        max_memory_bytes=how.max_memory_bytes,
+    )
     found = recover(
         checkpoint,
         known.ranking,
@@ -56,8 +67,8 @@ def recover_variants(settings: RecoverSettings) -> tuple[list[Path], Recovery]:
             RecoveryVariant(sparsity, widths_at(known.ranking, sparsity, known.allocation))
             for sparsity in settings.variants
         ],
-        RecoveryData(tuple(prompts), source.max_new_tokens, settings.top_tokens, cache_dir / "recovery"),
-        _recovery_settings(settings),
+        RecoveryData(tuple(prompts), answers, settings.top_tokens, cache_dir / "recovery"),
+        how,
         work,
         start=None if settings.init is None else load_delta(settings.init),
         progress=True,

@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokeni
 from eval.statistics import wilson_interval
 from eval.task import TaskItem
 from eval.tasks.arithmetic import ArithmeticTask
-from pruning.answers import own_answers, prompt_token_ids
+from pruning.answers import prompt_token_ids
 from pruning.calibration import CalibrationData, build_profile
 from pruning.checkpoint import Checkpoint, default_cache_dir, open_checkpoint
 from pruning.profile import SelectivityProfile
@@ -24,6 +24,7 @@ from pruning.ranking import Order, Ranking, rank
 from pruning.scores import SCORES
 from pruning.slicing import slice_model
 from pruning.widths import Allocation, exact_sparsity, widths_at
+from training.answers import own_answers
 
 DTYPE = torch.bfloat16  # the one that the checkpoint is stored in
 SPARSITIES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.7)

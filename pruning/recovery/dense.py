@@ -1,4 +1,4 @@
-"""What the dense model says to training prompts: its greedy answers, and its likeliest tokens along them.
+"""What the dense model holds likely along its own answers to training prompts.
 
 Kept on disk part by part, so that it is computed once for all recoveries, and an interruption costs a part at
 most. Trains nothing.
@@ -6,10 +6,8 @@ most. Trains nothing.
 
 import hashlib
 import json
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -20,7 +18,6 @@ from torch import Tensor
 from tqdm import tqdm
 
 from pruning.activations import decoder
-from pruning.answers import own_answers
 from pruning.batches import TokenSequence
 from pruning.checkpoint import Checkpoint
 from pruning.errors import DeltaError
@@ -31,9 +28,7 @@ from pruning.recovery.packing import fill_rows, pack
 if TYPE_CHECKING:  # takes a second and 80 MB to import; who has a model has done it
     from transformers import PreTrainedModel
 
-logger = logging.getLogger(__name__)
-
-PART_PROMPTS = 32
+PART_SEQUENCES = 32
 ROW_TOKENS = 1024
 
 
@@ -47,89 +42,64 @@ class TaughtSequence:
 
 @dataclass(frozen=True)
 class DenseSource:
-    """Which model is asked what, and how much of what it says is kept.
+    """Which model is read along what, and how much of what it holds likely is kept.
 
     Attributes:
-        prompts: token ids.
-        max_new_tokens: of an answer; one that does not end within them is dropped.
+        sequences: prompts with the model's own answers.
         top: likeliest tokens that are kept at each place.
     """
 
     checkpoint: Checkpoint
     dtype: torch.dtype
-    prompts: tuple[tuple[int, ...], ...]
-    max_new_tokens: int
+    sequences: tuple[TokenSequence, ...]
     top: int
 
     @property
     def digest(self) -> str:
         """Hexadecimal SHA-256 of everything above."""
-        return self.digest_of(self.prompts)
+        return self.digest_of(self.sequences)
 
-    def digest_of(self, prompts: Sequence[Sequence[int]]) -> str:
-        """The same, had it only these prompts."""
+    def digest_of(self, sequences: Sequence[TokenSequence]) -> str:
+        """The same, had it only these sequences."""
         model = [self.checkpoint.fingerprint, self.checkpoint.tokenizer_fingerprint, str(self.dtype)]
-        record = [*model, prompts, self.max_new_tokens, self.top]
-        return hashlib.sha256(json.dumps(record).encode()).hexdigest()
+        read = [[sequence.prompt, sequence.answer] for sequence in sequences]
+        return hashlib.sha256(json.dumps([*model, read, self.top]).encode()).hexdigest()
 
 
 def dense_sequences(
     model: "PreTrainedModel", source: DenseSource, directory: Path, *, progress: bool
 ) -> list[TaughtSequence]:
-    """Every prompt whose answer ended, in the prompts' order.
+    """Every sequence with the likeliest tokens along its answer.
 
     Args:
-        model: the whole one. Its `generation_config` is set.
+        model: the whole one.
         directory: where parts are kept, of any sources.
 
     Raises:
         DeltaError: a part on disk is damaged, or cannot be written.
     """
-    parts = [
-        source.prompts[start : start + PART_PROMPTS] for start in range(0, len(source.prompts), PART_PROMPTS)
-    ]
-    files = [directory / f"{source.digest_of(prompts)}.safetensors" for prompts in parts]
+    starts = range(0, len(source.sequences), PART_SEQUENCES)
+    parts = [source.sequences[start : start + PART_SEQUENCES] for start in starts]
+    files = [directory / f"{source.digest_of(part)}.safetensors" for part in parts]
     missing = [part for part, file in enumerate(files) if not file.exists()]
-    for part in tqdm(missing, desc="dense answers", unit="part", disable=not (progress and missing)):
-        _write(files[part], _ask(model, parts[part], source))
-    found = [
-        taught
-        for prompts, file in zip(parts, files, strict=True)
-        for taught in _assemble(prompts, _read(file))
+    for part in tqdm(missing, desc="dense probabilities", unit="part", disable=not (progress and missing)):
+        _write(files[part], _read_along(model, parts[part], source.top))
+    return [
+        taught for part, file in zip(parts, files, strict=True) for taught in _assemble(part, _read(file))
     ]
-    dropped = len(source.prompts) - len(found)
-    if dropped:
-        logger.warning(
-            "%d of %d answers did not end within %d tokens and are left out",
-            *(dropped, len(source.prompts), source.max_new_tokens),
-        )
-    return found
 
 
-def _ask(
-    model: "PreTrainedModel", prompts: Sequence[Sequence[int]], source: DenseSource
-) -> dict[str, Tensor]:
-    """Answers end to end, how long each is (0: dropped), and the likeliest tokens."""
-    eos = source.checkpoint.eos_token_ids
-    given = own_answers(model, prompts, source.max_new_tokens, progress=False).token_ids
-    answers = [answer if answer[-1] in eos else [] for answer in given]
-    sequences = [
-        TokenSequence(tuple(prompt), tuple(answer))
-        for prompt, answer in zip(prompts, answers, strict=True)
-        if answer
-    ]
-    top = [TopTokens(torch.zeros(0, source.top).int(), torch.zeros(0, source.top + 1))]
+def _read_along(model: "PreTrainedModel", sequences: Sequence[TokenSequence], top: int) -> dict[str, Tensor]:
+    """The likeliest tokens along all answers, end to end."""
     lengths = [len(sequence.fed) for sequence in sequences]
-    by_sequence: dict[int, TopTokens] = {}
+    found: dict[int, TopTokens] = {}
     for row in fill_rows(lengths, range(len(lengths)), ROW_TOKENS):
-        likeliest = _likeliest(model, [sequences[index] for index in row], source.top)
-        by_sequence.update(zip(row, likeliest, strict=True))
-    top += [by_sequence[index] for index in range(len(sequences))]
+        likeliest = _likeliest(model, [sequences[index] for index in row], top)
+        found.update(zip(row, likeliest, strict=True))
+    in_order = [found[index] for index in range(len(sequences))]
     return {
-        "lengths": torch.tensor([len(answer) for answer in answers]),
-        "answers": torch.tensor([token for answer in answers for token in answer], dtype=torch.int64),
-        "top_ids": torch.cat([tokens.ids for tokens in top]),
-        "top_log_probs": torch.cat([tokens.log_probs for tokens in top]),
+        "top_ids": torch.cat([tokens.ids for tokens in in_order]),
+        "top_log_probs": torch.cat([tokens.log_probs for tokens in in_order]),
     }
 
 
@@ -147,15 +117,12 @@ def _likeliest(model: "PreTrainedModel", sequences: Sequence[TokenSequence], k: 
     return [TopTokens(*pair) for pair in zip(ids, log_probs, strict=True)]
 
 
-def _assemble(prompts: Sequence[tuple[int, ...]], part: dict[str, Tensor]) -> list[TaughtSequence]:
-    bounds = pairwise(accumulate(part["lengths"].tolist(), initial=0))
+def _assemble(sequences: Sequence[TokenSequence], part: dict[str, Tensor]) -> list[TaughtSequence]:
+    lengths = [len(sequence.answer) for sequence in sequences]
+    ids, log_probs = torch.split(part["top_ids"], lengths), torch.split(part["top_log_probs"], lengths)
     return [
-        TaughtSequence(
-            TokenSequence(prompt, tuple(part["answers"][start:end].tolist())),
-            TopTokens(part["top_ids"][start:end], part["top_log_probs"][start:end]),
-        )
-        for prompt, (start, end) in zip(prompts, bounds, strict=True)
-        if end > start
+        TaughtSequence(sequence, TopTokens(*pair))
+        for sequence, *pair in zip(sequences, ids, log_probs, strict=True)
     ]
 
 
@@ -173,6 +140,6 @@ def _write(file: Path, part: dict[str, Tensor]) -> None:
         write_atomically(file, content)
     except OSError as error:
         raise DeltaError(
-            f"cannot keep the dense model's answers in {file} ({len(content):,} bytes): {error}; make room, "
-            "or name another --cache-dir"
+            f"cannot keep what the dense model holds likely in {file} ({len(content):,} bytes): {error}; "
+            "make room, or name another --cache-dir"
         ) from error

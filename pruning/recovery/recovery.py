@@ -6,7 +6,7 @@ Knows which part does what, what takes how much memory, and what is written down
 import hashlib
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from functools import partial
@@ -15,8 +15,9 @@ from typing import Any
 
 import torch
 
-from pruning.answers import prompt_token_ids
-from pruning.calibration import check_lengths, load_network
+from pruning.answers import Answers, prompt_token_ids
+from pruning.batches import TokenSequence, with_answers
+from pruning.calibration import load_network
 from pruning.checkpoint import Checkpoint
 from pruning.delta import Delta, DeltaProvenance, Setting
 from pruning.errors import DeltaError, NothingGainedError
@@ -47,17 +48,17 @@ class RecoveryVariant:
 
 @dataclass(frozen=True)
 class RecoveryData:
-    """What the dense model is asked.
+    """What is trained on.
 
     Attributes:
         prompts: user messages.
-        max_new_tokens: of an answer; one that does not end within them is dropped.
+        answers: the dense model's; those that did not end are left out.
         top: likeliest tokens of the dense model that are kept at each place.
-        directory: where its answers are kept, for later recoveries as well.
+        directory: where these are kept, for later recoveries as well.
     """
 
     prompts: tuple[str, ...]
-    max_new_tokens: int
+    answers: Answers
     top: int
     directory: Path
 
@@ -149,14 +150,8 @@ def recover(
     recompute = memory(row_tokens=row_tokens).choose_recompute(settings.recompute, bound)
     tokenizer = checkpoint.tokenizer()
     prompts = [prompt_token_ids(tokenizer, prompt) for prompt in data.prompts]
-    check_lengths(checkpoint, prompts, data.max_new_tokens)
-    source = DenseSource(
-        checkpoint,
-        settings.dtype,
-        tuple(map(tuple, prompts)),
-        data.max_new_tokens,
-        _top(checkpoint, data.top),
-    )
+    ended = _ended(with_answers(prompts, data.answers.token_ids), checkpoint.eos_token_ids)
+    source = DenseSource(checkpoint, settings.dtype, ended, _top(checkpoint, data.top))
     facts = _facts(checkpoint, ranking, variants, source, settings, start)
     key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
@@ -188,6 +183,7 @@ def recover(
     network.load(tuple({} for _ in found[0]))
     before = trainer.held_out_losses()
     counts = {
+        "prompts": len(prompts),
         "answers": len(training) + len(held_out),
         "held_out_answers": len(held_out),
         "held_out_tokens": after[0].tokens,
@@ -246,7 +242,6 @@ def _facts(
         "settings": {
             **asdict(settings.adapter),
             **training,
-            "prompts": len(source.prompts),
             "top": source.top,
             "dtype": str(settings.dtype).removeprefix("torch."),
             "device": settings.device,
@@ -256,6 +251,15 @@ def _facts(
 
 def _flat(settings: Mapping[str, Any]) -> dict[str, Setting]:
     return {name: value for name, value in settings.items() if isinstance(value, str | int | float)}
+
+
+def _ended(sequences: Sequence[TokenSequence], ends: Collection[int]) -> tuple[TokenSequence, ...]:
+    ended = tuple(sequence for sequence in sequences if sequence.answer[-1] in ends)
+    if len(ended) < len(sequences):
+        logger.warning(
+            "%d of %d answers did not end and are left out", len(sequences) - len(ended), len(sequences)
+        )
+    return ended
 
 
 def _top(checkpoint: Checkpoint, top: int) -> int:

@@ -100,7 +100,7 @@ def curve(told: dict) -> list[list[float]]:
     return steps + [[h["step"], *h["cross_entropy"], *h["divergence"]] for h in told["held_out"]]
 
 
-def test_it_serves_beside_others_in_one_batch(arguments: list[str], delta: Path) -> None:
+def test_it_serves_beside_others_in_one_batch(arguments: list[str], delta: Path, tmp_path: Path) -> None:
     settings = parse_arguments(["recover", *arguments, "--out", "unused"])
     assert isinstance(settings, RecoverSettings)
     checkpoint = open_model(settings)
@@ -110,7 +110,7 @@ def test_it_serves_beside_others_in_one_batch(arguments: list[str], delta: Path)
         f"Tom has {n} boxes with 12 eggs in each. Tom sells 7 of the eggs. How many eggs does Tom have now?"
         for n in range(3, 8)
     ]
-    with running(Tiny(checkpoint, ranking), **served) as live, live.client() as client:
+    with running(Tiny(checkpoint, ranking, tmp_path / "cache"), **served) as live, live.client() as client:
         names = ["math-mini:s0", "math-mini:s60", "math-mini:s60+mended"]
 
         def answer(asked: tuple[str, str]) -> str:

@@ -2,9 +2,10 @@
 
 import torch
 
-from pruning.answers import Answers, own_answers, prompt_token_ids
+from pruning.answers import Answers, prompt_token_ids
 from pruning.calibration import CalibrationData, load_network
 from pruning.checkpoint import Checkpoint
+from training.answers import own_answers
 
 
 def answers_to(data: CalibrationData, checkpoint: Checkpoint, dtype: torch.dtype = torch.float32) -> Answers:

@@ -6,11 +6,9 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM
 
-from pruning import answers as answers_module
 from pruning import calibration
-from pruning.answers import Answers, own_answers, prompt_token_ids
+from pruning.answers import Answers, prompt_token_ids
 from pruning.calibration import CalibrationData, build_profile
 from pruning.checkpoint import Checkpoint, open_checkpoint
 from pruning.errors import ModelError, ProfileError, StaleProfileError
@@ -32,10 +30,6 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
     return open_checkpoint(str(path), path)
 
 
-def load(checkpoint: Checkpoint) -> Any:
-    return AutoModelForCausalLM.from_pretrained(checkpoint.path).eval().requires_grad_(False)
-
-
 def build(
     checkpoint: Checkpoint,
     data: CalibrationData = DATA,
@@ -46,16 +40,6 @@ def build(
     return build_profile(checkpoint, "sums", data, ANSWERS, device="cpu", dtype=dtype, progress=progress)
 
 
-def greedy(model: Any, prompt: list[int], max_new_tokens: int, eos: int) -> list[int]:
-    """The plainest possible decoding: the whole sequence again for every token."""
-    tokens = list(prompt)
-    while len(tokens) < len(prompt) + max_new_tokens:
-        tokens.append(int(model(torch.tensor([tokens])).logits[0, -1].argmax()))
-        if tokens[-1] == eos:
-            break
-    return tokens[len(prompt) :]
-
-
 def test_a_prompt_goes_through_the_chat_template(checkpoint: Checkpoint) -> None:
     tokenizer = checkpoint.tokenizer()
     assert tokenizer.decode(prompt_token_ids(tokenizer, "hi")) == (
@@ -63,35 +47,6 @@ def test_a_prompt_goes_through_the_chat_template(checkpoint: Checkpoint) -> None
     )
     tokenizer.chat_template = None
     assert tokenizer.decode(prompt_token_ids(tokenizer, "hi")) == "hi"
-
-
-@pytest.mark.parametrize("rows", [1, 2, 64])
-def test_answers_are_greedy_whatever_the_batch(
-    checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch, rows: int
-) -> None:
-    monkeypatch.setattr(answers_module, "MAX_ROWS", rows)
-    model = load(checkpoint)
-    model.generation_config.repetition_penalty = 5.0  # as checkpoints bring along
-    prompts = [prompt_token_ids(checkpoint.tokenizer(), prompt) for prompt in DATA.target]
-    first = greedy(model, prompts[0], 12, eos=-1)
-    eos = first[4]  # a token that the model does come to
-    model.generation_config.eos_token_id = [eos]
-    expected = [greedy(model, prompt, 12, eos) for prompt in prompts]
-
-    answers = own_answers(model, prompts, 12, progress=False)
-
-    assert answers.token_ids == expected
-    assert answers.unfinished == sum(answer[-1] != eos for answer in expected)
-    assert len(answers.token_ids[0]) == first.index(eos) + 1
-
-
-def test_the_head_is_never_handed_a_slice(checkpoint: Checkpoint) -> None:
-    model, contiguous = load(checkpoint), []
-    model.lm_head.register_forward_hook(lambda _, args, out: contiguous.append(args[0].is_contiguous()))
-    own_answers(model, [[5, 6, 7], [8, 9]], 3, progress=False)
-
-    assert contiguous == [True] * 3
-    assert not model.lm_head._forward_pre_hooks
 
 
 def test_the_profile_counts_prompt_and_answer_tokens_apart(checkpoint: Checkpoint) -> None:

@@ -7,13 +7,14 @@ from typing import Any
 import pytest
 import torch
 
-from pruning.answers import Answers, own_answers, prompt_token_ids
+from pruning.answers import Answers, prompt_token_ids
 from pruning.calibration import load_network
 from pruning.checkpoint import Checkpoint, open_checkpoint
 from pruning.errors import MemoryBoundError, ProfileError
 from server import dense_answers as module
 from server.dense_answers import dense_answers
 from tests.tiny import tiny_checkpoint
+from training.answers import own_answers
 
 PROMPTS = ("one and one", "2 + 3 * 4 =", "a much longer question than the other two", "one and one", "b")
 CPU = torch.device("cpu")
