@@ -31,10 +31,10 @@ from server.engine.async_engine import AsyncEngine
 from server.engine.request import RequestStats, SamplingParams
 from server.engine.stats import EngineObserver, StepStats
 from server.engine.variant import Variant
-from server.loading import engine_config, load_sizes
-from server.local import Unobserved
-from server.metrics import Metrics
-from server.profiles import EMBEDDED_MODELS
+from server.judging.local import Unobserved
+from server.loading.profiles import EMBEDDED_MODELS
+from server.loading.sizes import engine_config, load_sizes
+from server.monitoring.metrics import Metrics
 from server.settings import ServeSettings, load_settings
 
 DEFAULT_MODEL = Path("~/.cache/reference-models/coder-0.5b")

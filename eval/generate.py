@@ -1,7 +1,7 @@
 """What evaluation asks of a model: one user message in, one answer out.
 
-The in-process engine (server/local.py), the serving process itself and a client of any OpenAI-style URL
-(eval/endpoint.py) are all a `Generate`, so that whatever judges answers runs against each of them.
+The in-process engine (server/judging/local.py), the serving process itself and a client of any OpenAI-style
+URL (eval/endpoint.py) are all a `Generate`, so that whatever judges answers runs against each of them.
 """
 
 from dataclasses import dataclass

@@ -1,6 +1,6 @@
 """What a study wants of a model: variants under one strategy, told apart before they are loaded.
 
-server/local.py has one in this process, eval/endpoint.py one at the other end of a line.
+server/judging/local.py has one in this process, eval/endpoint.py one at the other end of a line.
 """
 
 from collections.abc import Mapping, Sequence

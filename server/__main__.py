@@ -55,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(settings: CommandSettings) -> None:
     if isinstance(settings, TopSettings):
-        from server.top import top
+        from server.commands.top import top
 
         top(settings)
     elif isinstance(settings, CommonSettings):
@@ -66,14 +66,14 @@ def _run_on_a_model(settings: CommonSettings) -> None:
     import torch
 
     from eval.evaluation import summary
-    from server.comparing import compare_rankings
-    from server.compensating import delta_summary, fit_delta
-    from server.evaluating import evaluate, study
-    from server.exporting import export
-    from server.profiles import measure_profile
-    from server.recovering import recover_variants, recovery_summary
-    from server.serve import serve
-    from server.stepping import make_ranking
+    from server.commands.comparing import compare_rankings
+    from server.commands.compensating import delta_summary, fit_delta
+    from server.commands.evaluating import evaluate, study
+    from server.commands.exporting import export
+    from server.commands.recovering import recover_variants, recovery_summary
+    from server.commands.serve import serve
+    from server.commands.stepping import make_ranking
+    from server.loading.profiles import measure_profile
 
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)

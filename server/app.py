@@ -21,8 +21,8 @@ from server import __version__
 from server.engine.async_engine import AsyncEngine
 from server.errors import RequestError, request_error
 from server.generation import Generations
-from server.live_source import LiveSource
-from server.metrics import Metrics
+from server.judging.probing import ProbesOff, Probing
+from server.judging.shadow import ShadowScorer
 from server.middleware import (
     REQUEST_ID_HEADER,
     AdminMiddleware,
@@ -31,7 +31,8 @@ from server.middleware import (
     ErrorMiddleware,
     RequestIdMiddleware,
 )
-from server.probing import ProbesOff, Probing
+from server.monitoring.live_source import LiveSource
+from server.monitoring.metrics import Metrics
 from server.routes.admin import admin_router
 from server.routes.chat import chat_router
 from server.routes.completions import completions_router
@@ -42,12 +43,11 @@ from server.routes.operations import operations_router
 from server.routes.tokenize import tokenize_router
 from server.routes.variants import variants_router
 from server.settings import HttpSettings
-from server.shadow import ShadowScorer
 from server.tokenization import PromptTokenizer
 from server.variants import VariantRegistry
 
 if TYPE_CHECKING:  # what it imports need not be installed
-    from server.tracing import Tracing
+    from server.monitoring.tracing import Tracing
 
 logger = logging.getLogger(__name__)
 

@@ -36,7 +36,7 @@ from starlette.exceptions import HTTPException
 from eval.verdicts import Evidence, VerdictChange
 from pruning.errors import DeltaError, ForeignDeltaError, SecateurError
 from server.engine.errors import EngineDeadError, PromptTooLongError, QueueFullError
-from server.evidence import change_object, evidence_object
+from server.judging.evidence import change_object, evidence_object
 
 
 class RequestError(SecateurError):

@@ -15,7 +15,7 @@ from server.engine.async_engine import AsyncEngine, Delta, RequestStream
 from server.engine.request import FinishReason, RequestStats, SamplingParams, ScoringParams, TokenLogprobs
 from server.engine.variant import Variant
 from server.errors import InvalidValueError, ShuttingDownError
-from server.metrics import Metrics
+from server.monitoring.metrics import Metrics
 from server.policy import Ask, Decision, VariantPolicy
 from server.variants import VariantRegistry
 

@@ -14,10 +14,10 @@ from typing import Protocol
 from eval.guard import GuardEvidence
 from eval.verdicts import Evidence, Verdict, VerdictChange
 from pruning.delta import Delta
-from server.deltas import NamedDelta
 from server.engine.delta import ServedDelta
 from server.engine.variant import Variant
 from server.errors import ModelNotFoundError, VariantConflictError
+from server.loading.deltas import NamedDelta
 
 
 class VariantState(str, Enum):

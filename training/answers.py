@@ -1,6 +1,7 @@
 """Lets a transformers model answer prompts greedily, pruned or not: what the engine's answers are held to.
 
-Padded batches wait for their longest answer; whoever needs many asks the engine (server/dense_answers.py).
+Padded batches wait for their longest answer; who needs many asks the engine
+(server/loading/dense_answers.py).
 """
 
 from collections.abc import Iterator, Sequence

@@ -21,9 +21,9 @@ from pruning.delta import load_delta
 from pruning.errors import NothingGainedError
 from pruning.files import write_atomically
 from server.cli import parse_arguments
-from server.compensating import fit_delta
-from server.evaluating import evaluate
-from server.recovering import delta_files, recover_variants, report_file
+from server.commands.compensating import fit_delta
+from server.commands.evaluating import evaluate
+from server.commands.recovering import delta_files, recover_variants, report_file
 from server.settings import CommandSettings, CompensateSettings, EvalSettings, RecoverSettings
 from training.recovery_report import ALONE, COMPENSATED, RESULTS_FILE, TOGETHER, write_report
 

@@ -9,13 +9,13 @@ from typing import Any
 
 from fastapi import APIRouter, BackgroundTasks
 
-from server.deltas import read_delta
 from server.errors import ProbeConflictError
-from server.evidence import evidence_object
-from server.probing import ProbeRun, ProbesOff, Probing
+from server.judging.evidence import evidence_object
+from server.judging.probing import ProbeRun, ProbesOff, Probing
+from server.judging.shadow import ShadowScorer
+from server.loading.deltas import read_delta
 from server.protocol import AddVariantRequest, RunProbesRequest
 from server.routes.variants import variant_object
-from server.shadow import ShadowScorer
 from server.variants import VariantRegistry
 
 

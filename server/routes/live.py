@@ -4,8 +4,8 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query
 
-from server.live_schema import LiveState
-from server.live_source import LiveSource
+from server.monitoring.live_schema import LiveState
+from server.monitoring.live_source import LiveSource
 
 
 def live_router(source: LiveSource) -> APIRouter:

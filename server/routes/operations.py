@@ -12,7 +12,7 @@ from starlette.responses import JSONResponse, Response
 from server import __version__
 from server.engine.async_engine import AsyncEngine
 from server.generation import Generations
-from server.metrics import Metrics
+from server.monitoring.metrics import Metrics
 
 
 def operations_router(engine: AsyncEngine, generations: Generations, metrics: Metrics) -> APIRouter:

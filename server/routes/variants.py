@@ -5,10 +5,10 @@ from typing import Any
 
 from fastapi import APIRouter
 
-from server.agreement import Agreement
-from server.evidence import change_object, evidence_object, guard_object
-from server.probing import ProbesOff, Probing
-from server.shadow import ShadowScorer
+from server.judging.agreement import Agreement
+from server.judging.evidence import change_object, evidence_object, guard_object
+from server.judging.probing import ProbesOff, Probing
+from server.judging.shadow import ShadowScorer
 from server.variants import VariantRegistry, VariantStatus
 
 

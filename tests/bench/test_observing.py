@@ -12,7 +12,7 @@ from bench.results import Results
 from bench.tables import TABLES
 from bench.targets import FIGURES, WITH_METRICS, WITHOUT_METRICS, verdicts
 from server.engine.stats import StepStats
-from server.metrics import Metrics
+from server.monitoring.metrics import Metrics
 from tests.tiny import tiny_checkpoint
 
 

@@ -13,14 +13,14 @@ import uvicorn
 
 from pruning.checkpoint import Checkpoint, open_checkpoint
 from pruning.ranking import Ranking, rank
+from server.commands.serve import LoadedModel, assemble, engine_config, load_variants
 from server.engine.engine import Engine
 from server.generation import Generations
-from server.power import POWERCAP
-from server.safety import SafeMargin
-from server.serve import LoadedModel, assemble, engine_config, load_variants
+from server.loading.safety import SafeMargin
+from server.monitoring.power import POWERCAP
+from server.monitoring.tracing import Tracing
 from server.settings import ServeSettings
 from server.shutdown import GracefulServer
-from server.tracing import Tracing
 from tests.tiny import tiny_checkpoint
 
 # Long enough that no answer of this length ends before a test has looked at it.

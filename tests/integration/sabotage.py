@@ -10,7 +10,7 @@ from pruning.checkpoint import open_checkpoint
 from pruning.ranking import rank
 from pruning.tensors import TensorReader
 from server.engine.engine import Engine
-from server.profiles import EMBEDDED_MODELS
+from server.loading.profiles import EMBEDDED_MODELS
 from tests.integration.live import Tiny
 
 

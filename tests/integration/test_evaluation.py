@@ -20,8 +20,8 @@ from eval.results import load
 from eval.subject import Strategy
 from eval.tasks.arithmetic import ArithmeticTask
 from server.__main__ import EXIT_FAILED, main
-from server.local import LocalSubject
-from server.safety import read_safe_sparsity
+from server.judging.local import LocalSubject
+from server.loading.safety import read_safe_sparsity
 from tests.integration.live import Live, Tiny, running
 
 ROOT = Path(__file__).parents[2]

@@ -9,8 +9,8 @@ import httpx
 import pytest
 
 from server.engine.model_runner import ModelRunner
-from server.live import LiveHistory
-from server.live_schema import LiveState
+from server.monitoring.live import LiveHistory
+from server.monitoring.live_schema import LiveState
 from tests.integration.live import MAX_MODEL_LEN, Tiny, running
 from tests.integration.metrics import scrape
 
@@ -21,7 +21,7 @@ Eventually = Callable[[Callable[[], bool]], None]
 
 @pytest.fixture(autouse=True)
 def short_intervals(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("server.live_source.INTERVAL_SECONDS", 0.02)
+    monkeypatch.setattr("server.monitoring.live_source.INTERVAL_SECONDS", 0.02)
 
 
 def glance(client: httpx.Client, since: float | None = None) -> LiveState:

@@ -16,9 +16,9 @@ from safetensors import SafetensorError, safe_open
 from pruning.recovery.progress import METADATA_KEY
 from server.__main__ import main
 from server.cli import parse_arguments
-from server.profiles import open_model
-from server.rankings import ranked
-from server.recovering import PROGRESS_FILE
+from server.commands.recovering import PROGRESS_FILE
+from server.loading.profiles import open_model
+from server.loading.rankings import ranked
 from server.settings import RecoverSettings
 from tests.integration.live import Tiny, running
 

@@ -6,7 +6,7 @@ from typing import Any
 import httpx
 import pytest
 
-from server import shadow
+from server.judging import shadow
 from tests.integration.live import Tiny, running
 from tests.integration.metrics import scrape
 

@@ -9,8 +9,8 @@ import httpx
 import pytest
 
 from server.__main__ import EXIT_FAILED, main
-from server.top import TopError, Watcher
-from server.top_view import SPARKLINE_ENTRIES
+from server.commands.top import TopError, Watcher
+from server.commands.top_view import SPARKLINE_ENTRIES
 from tests.integration.live import Live, Tiny, running
 from tests.integration.terminal import ROOT, Screen, terminal
 from tests.server.glance import glance

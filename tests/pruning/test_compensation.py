@@ -24,7 +24,7 @@ from pruning.ranking import Ranking, rank
 from pruning.slicing import merge_delta, slice_model
 from pruning.streams import Streams, StreamStore
 from pruning.widths import widths_at
-from server.profiles import calibration_data, open_model
+from server.loading.profiles import calibration_data, open_model
 from server.settings import ProfileSettings, load_settings
 from tests.pruning.answered import answers_to
 from tests.tiny import FAMILIES, tiny_checkpoint

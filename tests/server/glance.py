@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from server.live_schema import LiveState
+from server.monitoring.live_schema import LiveState
 
 NOW = 1_700_000_000.0
 

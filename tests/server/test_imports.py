@@ -7,7 +7,7 @@ import sys
 def test_serving_imports_none_of_transformers_networks() -> None:
     """Nor what they bring along: together a second of processor time and 80 MB."""
     script = (
-        "import sys\nimport server.serve\n"
+        "import sys\nimport server.commands.serve\n"
         "left_out = {'transformers.modeling_utils', 'transformers.activations', 'torch._dynamo'}\n"
         "print(left_out & set(sys.modules))"
     )

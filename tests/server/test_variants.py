@@ -8,9 +8,9 @@ import torch
 from eval.verdicts import Evidence, Verdict, VerdictChange
 from pruning.delta import Delta, DeltaProvenance, LowRank
 from pruning.errors import ForeignDeltaError
-from server.deltas import NamedDelta
 from server.engine.delta import ServedDelta, TorchDelta
 from server.errors import ModelNotFoundError, VariantConflictError
+from server.loading.deltas import NamedDelta
 from server.policy import Ask, VariantPolicy
 from server.variants import VariantBuilder, VariantRegistry, VariantState, variant_name
 from tests.server.evidence import evidence

@@ -1,0 +1,225 @@
+"""The composition root of `secateur eval` and `secateur study`: settings in, figures and files out."""
+
+import asyncio
+import os
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+from eval.endpoint import Endpoint, ServedSubject, open_endpoint
+from eval.evaluation import Evaluation, answer_items
+from eval.evaluation import save as save_evaluation
+from eval.generate import Generate
+from eval.journal import Journal, open_journal
+from eval.provenance import provenance
+from eval.report import threshold_sentence, write_report
+from eval.results import StudyResults, StudyRun, score, summarise
+from eval.results import save as save_results
+from eval.study import Study
+from eval.subject import Strategy, VariantFacts
+from eval.task import Task, TaskItem
+from eval.tasks.registry import open_task
+from pruning.checkpoint import default_cache_dir
+from pruning.errors import SecateurError
+from server.cli import command_line
+from server.judging.subjects import LocalStudy, local_study, local_variant
+from server.loading.safety import SafeSparsity, write_safe_sparsity
+from server.settings import EvalSettings, SettingsError, StudySettings
+
+ENDLESS_ITEMS = 500
+JOURNAL, RESULTS = "answers.jsonl", "results.json"
+GRADES_AT_ONCE = os.cpu_count() or 1
+SERVED = Strategy("as served", "unknown", "forward")
+
+
+class OutputError(SecateurError):
+    """A result cannot be written."""
+
+
+def evaluate(settings: EvalSettings) -> Evaluation:
+    """What `secateur eval` does: answers, grades, and the file that --out names.
+
+    Raises:
+        SecateurError: the settings, the task, the model or the server do not allow it.
+    """
+    task = open_task(settings.task, settings.task_options())
+    evaluation = asyncio.run(_evaluate(settings, task, _items(settings, task)))
+    if settings.out is not None:
+        try:
+            save_evaluation(evaluation, settings.out)
+        except OSError as error:
+            raise OutputError(f"cannot write {settings.out} ({error}): name another --out") from error
+    return evaluation
+
+
+def study(settings: StudySettings) -> str:
+    """What `secateur study` does: runs or completes it, writes the report, and keeps the safe sparsity.
+
+    Returns what came of it, for a terminal.
+
+    Raises:
+        SecateurError: the settings, the task, the model or the server do not allow it.
+    """
+    task = open_task(settings.task, settings.task_options())
+    items = _items(settings, task)
+    directory = settings.out or Path("studies") / f"{Path(settings.model).name}-{settings.task}"
+    local = None if _is_url(settings.model) else local_study(settings, task, items)
+    with open_journal(directory / JOURNAL) as journal:
+        results = asyncio.run(_study(settings, task, items, local, journal))
+    told = [threshold_sentence(results.threshold).replace("**", "")]
+    try:
+        save_results(results, directory / RESULTS)
+        told.append(str(write_report(results, directory)))
+        if local is not None and results.threshold.could_be_shown:
+            told.append(f"safe sparsity for `secateur serve`: {_keep(settings, local, results)}")
+    except OSError as error:
+        raise OutputError(f"cannot write what was found in {directory}: {error}") from error
+    return "\n".join(told)
+
+
+async def _evaluate(settings: EvalSettings, task: Task, items: Sequence[TaskItem]) -> Evaluation:
+    async with _variant(settings, task, items) as (generate, facts, model):
+        answers, seconds = await answer_items(
+            generate,
+            task,
+            items,
+            facts.name,
+            at_once=settings.max_num_seqs + GRADES_AT_ONCE,
+            grades_at_once=GRADES_AT_ONCE,
+            progress=True,
+        )
+    tally = score(list(answers.values()), confidence=0.95)
+    return Evaluation(
+        model=model,
+        variant=facts,
+        task=_task_facts(settings, task, items),
+        settings={
+            "sparsity": settings.sparsity,
+            "stop_on_loop": settings.stop_on_loop,
+            "max_num_seqs": settings.max_num_seqs,
+        },
+        score=tally,
+        wall_seconds=seconds,
+        tokens_per_second=tally.completion_tokens / seconds,
+        answers=answers,
+        provenance=provenance(),
+    )
+
+
+@asynccontextmanager
+async def _variant(
+    settings: EvalSettings, task: Task, items: Sequence[TaskItem]
+) -> AsyncIterator[tuple[Generate, VariantFacts, dict[str, Any]]]:
+    """The one to be evaluated, in this process or at a URL, and what is known of its model."""
+    if _is_url(settings.model):
+        if settings.delta is not None:
+            raise SettingsError(
+                "--delta corrects a model in this process; a server corrects its own: give it "
+                "the file (deltas, or POST /admin/variants)"
+            )
+        async with _endpoint(settings) as endpoint:
+            yield endpoint, endpoint.variant_at(settings.sparsity), {"name": settings.model}
+    else:
+        subject = local_variant(settings, task, items)
+        async with subject.open() as model:
+            known = {
+                "name": subject.checkpoint.name,
+                "strategy": subject.strategy.name,
+                **subject.identity(settings.sparsity),
+            }
+            yield model, model.facts(settings.sparsity), known
+
+
+async def _study(
+    settings: StudySettings,
+    task: Task,
+    items: Sequence[TaskItem],
+    local: LocalStudy | None,
+    journal: Journal,
+) -> StudyResults:
+    study = Study(
+        task,
+        items,
+        journal,
+        {"stop_on_loop": settings.stop_on_loop},
+        command=command_line("study", settings),
+        at_once=settings.max_num_seqs + GRADES_AT_ONCE,
+        grades_at_once=GRADES_AT_ONCE,
+        progress=True,
+    )
+    if local is not None:
+        cells = await study.run(local.subjects)
+    else:
+        async with _endpoint(settings) as endpoint:
+            cells = await study.run([_served(endpoint, settings)])
+    return summarise(
+        cells,
+        model={"name": settings.model} if local is None else local.model,
+        task=_task_facts(settings, task, items),
+        settings={
+            "stop_on_loop": settings.stop_on_loop,
+            "max_num_seqs": settings.max_num_seqs,
+            "tolerance": settings.tolerance,
+            "confidence": settings.confidence,
+        },
+        tolerance=settings.tolerance,
+        confidence=settings.confidence,
+        provenance=provenance(),
+        runs=[StudyRun(run.command, run.seconds) for run in journal.runs],
+    )
+
+
+def _keep(settings: StudySettings, local: LocalStudy, results: StudyResults) -> Path:
+    threshold = results.threshold
+    found = SafeSparsity(
+        sparsity=threshold.sparsity,
+        task=settings.task,
+        tolerance=threshold.tolerance,
+        confidence=threshold.confidence,
+        items=threshold.items,
+        measured_at=results.provenance.measured_at,
+    )
+    cache_dir = settings.cache_dir or default_cache_dir()
+    return write_safe_sparsity(cache_dir, local.ranking.digest, local.allocation, found)
+
+
+def _served(endpoint: Endpoint, settings: StudySettings) -> ServedSubject:
+    sparsities = tuple(sorted({0.0, *settings.sparsities}))
+    for sparsity in sparsities:
+        endpoint.variant_at(sparsity)
+    if not endpoint.variants:
+        raise SettingsError(f"{settings.model} is no Secateur server, and serves one size: use secateur eval")
+    return ServedSubject(endpoint, settings.model, SERVED, sparsities)
+
+
+def _endpoint(settings: EvalSettings | StudySettings) -> AbstractAsyncContextManager[Endpoint]:
+    key = None if settings.api_key is None else settings.api_key.get_secret_value()
+    return open_endpoint(
+        settings.model,
+        api_key=key,
+        stop_on_loop=settings.stop_on_loop,
+        connections=settings.max_num_seqs,
+    )
+
+
+def _items(settings: EvalSettings | StudySettings, task: Task) -> list[TaskItem]:
+    """As many as are asked for, else all; of an endless supply a round number."""
+    all_there_are = ENDLESS_ITEMS if task.num_evaluation is None else task.num_evaluation
+    return task.evaluation(settings.items or all_there_are, settings.seed)
+
+
+def _task_facts(
+    settings: EvalSettings | StudySettings, task: Task, items: Sequence[TaskItem]
+) -> dict[str, Any]:
+    return {
+        "name": task.name,
+        "digest": task.digest[:16],
+        "items": len(items),
+        "seed": settings.seed,
+        "max_new_tokens": task.max_new_tokens,
+    }
+
+
+def _is_url(model: str) -> bool:
+    return model.startswith(("http://", "https://"))

@@ -1,0 +1,166 @@
+"""The composition root of `secateur recover`: settings in, a delta for each variant and a report on disk."""
+
+import json
+import shutil
+from dataclasses import asdict
+from datetime import timedelta
+from pathlib import Path
+
+import torch
+
+from eval.provenance import provenance
+from eval.tasks.registry import open_calibration
+from pruning.checkpoint import default_cache_dir
+from pruning.delta import load_delta
+from pruning.errors import DeltaError
+from pruning.files import write_atomically
+from pruning.recovery.network import AdapterSettings
+from pruning.recovery.recovery import (
+    PROGRESS_FILE,
+    Recovery,
+    RecoveryData,
+    RecoverySettings,
+    RecoveryVariant,
+    recover,
+)
+from pruning.recovery.training import TrainingSettings
+from pruning.widths import widths_at
+from server.loading.dense_answers import dense_answers
+from server.loading.devices import resolve_device, resolve_dtype
+from server.loading.profiles import memory_bound, open_model
+from server.loading.rankings import ranked
+from server.settings import RecoverSettings
+
+SECONDS_AN_HOUR = 3600
+
+
+def recover_variants(settings: RecoverSettings) -> tuple[list[Path], Recovery]:
+    """What `secateur recover` does: the files of the deltas, and what came of the training.
+
+    Raises:
+        SecateurError: the settings, the model, the profile, the memory or the disk do not allow it.
+    """
+    outs = delta_files(settings.out, settings.variants)
+    work = settings.out.with_name(f"{settings.out.name}.work")
+    there = [str(out) for out in outs if out.exists()]
+    if there and not (work / PROGRESS_FILE).exists():  # else it was interrupted while they were written
+        raise DeltaError(f"{', '.join(there)} is there already; choose another --out, or remove it")
+    source = open_calibration(settings.task, settings.task_options())
+    checkpoint = open_model(settings)
+    known = ranked(settings, checkpoint)
+    prompts = [item.prompt for item in source.calibration(settings.num_prompts, settings.seed)]
+    how = _recovery_settings(settings)
+    cache_dir = settings.cache_dir or default_cache_dir()
+    answers = dense_answers(
+        checkpoint,
+        prompts,
+        source.max_new_tokens,
+        device=torch.device(how.device),
+        dtype=how.dtype,
+        cache_dir=cache_dir,
+        max_memory_bytes=how.max_memory_bytes,
+    )
+    found = recover(
+        checkpoint,
+        known.ranking,
+        [
+            RecoveryVariant(sparsity, widths_at(known.ranking, sparsity, known.allocation))
+            for sparsity in settings.variants
+        ],
+        RecoveryData(tuple(prompts), answers, settings.top_tokens, cache_dir / "recovery"),
+        how,
+        work,
+        start=None if settings.init is None else load_delta(settings.init),
+        progress=True,
+    )
+    for out, delta in zip(outs, found.deltas, strict=True):
+        delta.save(out)
+    _write_report(found, outs, report_file(settings.out))
+    shutil.rmtree(work)
+    return outs, found
+
+
+def delta_files(out: Path, sparsities: tuple[float, ...]) -> list[Path]:
+    """`out` of a single variant; of several one each, named after `out` and the sparsity in per cent."""
+    if len(sparsities) == 1:
+        return [out]
+    return [out.with_name(f"{out.stem}-s{100 * sparsity:g}{out.suffix}") for sparsity in sparsities]
+
+
+def report_file(out: Path) -> Path:
+    """Where the report of deltas in `out` lies."""
+    return out.with_suffix(".report.json")
+
+
+def recovery_summary(outs: list[Path], found: Recovery) -> str:
+    """For people: how large each delta is and what it gained."""
+    lines = [
+        f"{out}\n  {2 * delta.parameters:,} bytes in bfloat16\n"
+        f"  KL to the dense model on {after.tokens:,} held-out answer tokens, nats a token: "
+        f"{before.mean_divergence:.5f} without, {after.mean_divergence:.5f} with"
+        for out, delta, before, after in zip(outs, found.deltas, found.before, found.after, strict=True)
+    ]
+    progress = found.progress
+    best = progress.held_out[progress.best].step
+    lines.append(
+        f"{len(progress.steps)} of {found.planned_steps} steps in "
+        f"{timedelta(seconds=round(progress.seconds))}; the best after {best}"
+    )
+    return "\n".join(lines)
+
+
+def _recovery_settings(settings: RecoverSettings) -> RecoverySettings:
+    device = resolve_device(settings.device)
+    return RecoverySettings(
+        adapter=AdapterSettings(rank=settings.rank, alpha=settings.alpha, seed=settings.seed),
+        training=TrainingSettings(
+            learning_rate=settings.learning_rate,
+            schedule=settings.schedule,
+            warmup=settings.warmup,
+            epochs=settings.epochs,
+            batch_tokens=settings.batch_tokens,
+            row_tokens=settings.row_tokens,
+            ce_weight=settings.ce_weight,
+            evaluations=settings.evaluations,
+            patience=settings.patience,
+            seed=settings.seed,
+            save_seconds=settings.save_seconds,
+        ),
+        device=str(device),
+        dtype=getattr(torch, resolve_dtype(settings.dtype, "bfloat16")),
+        recompute=None if settings.recompute == "auto" else settings.recompute == "on",
+        max_memory_bytes=memory_bound(settings.max_memory, device),
+    )
+
+
+def _write_report(found: Recovery, outs: list[Path], file: Path) -> None:
+    """Settings, digests, hours and curves. Raises DeltaError where it cannot be written."""
+    progress = found.progress
+    record = {
+        **found.facts,
+        "planned_steps": found.planned_steps,
+        "best_step": progress.held_out[progress.best].step,
+        "hours": progress.seconds / SECONDS_AN_HOUR,
+        "deltas": [
+            {
+                "file": out.name,
+                "digest": delta.digest,
+                "sparsity": delta.provenance.sparsity,
+                "parameters": delta.parameters,
+                "bytes": 2 * delta.parameters,
+                "held_out_kl_nats": {"before": before.mean_divergence, "after": after.mean_divergence},
+                "held_out_cross_entropy_nats": {
+                    "before": before.mean_cross_entropy,
+                    "after": after.mean_cross_entropy,
+                },
+            }
+            for out, delta, before, after in zip(outs, found.deltas, found.before, found.after, strict=True)
+        ],
+        "steps_taken": [asdict(step) for step in progress.steps],
+        "held_out": [asdict(measured) for measured in progress.held_out],
+        "provenance": asdict(provenance()),
+    }
+    try:
+        write_atomically(file, (json.dumps(record, indent=1) + "\n").encode())
+    except OSError as error:
+        raise DeltaError(f"cannot write the report {file} ({error}); make room and run it again") from error

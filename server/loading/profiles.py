@@ -1,0 +1,167 @@
+"""Finds the profile that a model is served with, or has it measured.
+
+Knows where profiles lie and when one may be used; measures nothing itself (pruning/calibration.py).
+"""
+
+import hashlib
+import logging
+from pathlib import Path
+
+import torch
+
+from eval.task import CalibrationSource
+from eval.tasks.registry import open_calibration
+from pruning.answers import Answers
+from pruning.calibration import CalibrationData, build_profile
+from pruning.checkpoint import Checkpoint, default_cache_dir, open_checkpoint
+from pruning.profile import SelectivityProfile, load
+from server.loading.dense_answers import dense_answers
+from server.loading.devices import resolve_device, resolve_dtype
+from server.monitoring.memory import device_memory
+from server.settings import (
+    DEFAULT_NUM_PROMPTS,
+    DEFAULT_SEED,
+    CommonSettings,
+    ProfiledSettings,
+    ProfileSettings,
+)
+
+logger = logging.getLogger(__name__)
+
+EMBEDDED_MODELS = Path(__file__).parents[1] / "embedded"
+
+
+def open_model(settings: CommonSettings) -> Checkpoint:
+    """The checkpoint that `settings` names; an embedded model wins over a path. Raises ModelError."""
+    embedded = EMBEDDED_MODELS / settings.model
+    model = str(embedded) if (embedded / "config.json").is_file() else settings.model
+    return open_checkpoint(model, settings.cache_dir or default_cache_dir())
+
+
+def profile_for_serving(settings: ProfiledSettings, checkpoint: Checkpoint) -> SelectivityProfile:
+    """The named profile, else the cached one, else one measured now and cached.
+
+    Raises:
+        StaleProfileError: it was measured on another model or tokenizer.
+        ProfileError: it cannot be read or measured.
+        TaskError: there is none, and the task's prompts are unknown.
+    """
+    path = settings.profile or cached_path(settings, checkpoint)
+    if settings.profile is None and not path.exists():
+        logger.info("there is no profile of %s for %s yet; measuring one", checkpoint.name, settings.task)
+        data = calibration_data(
+            open_calibration(settings.task, settings.task_options()), DEFAULT_NUM_PROMPTS, DEFAULT_SEED
+        )
+        profile = _measure(settings, checkpoint, data)
+        profile.save(path)
+        return profile
+    profile = load(path)
+    profile.check(
+        model=checkpoint.fingerprint,
+        tokenizer=checkpoint.tokenizer_fingerprint,
+        source=settings.model,
+    )
+    logger.info("using the profile %s of task %s", path, profile.provenance.task)
+    return profile
+
+
+def measure_profile(settings: ProfileSettings) -> tuple[Path, SelectivityProfile]:
+    """What `secateur profile` does: the file, and what is in it. One that is up to date is kept.
+
+    Raises:
+        StaleProfileError: there is one of something else, and `force` is not set.
+        SettingsError, TaskError, ModelError, ProfileError: it cannot be measured.
+    """
+    source = open_calibration(settings.task, settings.task_options())
+    checkpoint = open_model(settings)
+    path = settings.out or cached_path(settings, checkpoint)
+    data = calibration_data(source, settings.num_prompts, settings.seed)
+    if path.exists() and not settings.force:
+        profile = load(path)
+        profile.check(
+            model=checkpoint.fingerprint,
+            tokenizer=checkpoint.tokenizer_fingerprint,
+            data=data.fingerprint,
+            source=settings.model,
+        )
+        logger.info("%s is up to date; --force measures again", path)
+        return path, profile
+    profile = _measure(settings, checkpoint, data, settings.max_memory)
+    profile.save(path)
+    return path, profile
+
+
+def calibration_data(source: CalibrationSource, num_prompts: int, seed: int) -> CalibrationData:
+    """`num_prompts` prompts of the task and as many foreign ones."""
+    return CalibrationData(
+        target=tuple(item.prompt for item in source.calibration(num_prompts, seed)),
+        distractor=tuple(source.distractors(num_prompts, seed)),
+        seed=seed,
+        max_new_tokens=source.max_new_tokens,
+    )
+
+
+def calibration_answers(
+    settings: CommonSettings, checkpoint: Checkpoint, data: CalibrationData, max_memory_bytes: int
+) -> Answers:
+    """The dense model's own, to the target prompts, in the dtype that it is measured in.
+
+    Raises:
+        ModelError, ProfileError, MemoryBoundError: as `dense_answers`.
+    """
+    device, dtype = measuring_on(settings)
+    return dense_answers(
+        checkpoint,
+        data.target,
+        data.max_new_tokens,
+        device=device,
+        dtype=dtype,
+        cache_dir=settings.cache_dir or default_cache_dir(),
+        max_memory_bytes=max_memory_bytes,
+    )
+
+
+def cached_path(settings: CommonSettings, checkpoint: Checkpoint) -> Path:
+    """Where the profile of this model and task lies.
+
+    By the model's place, not its content: a model that has changed finds its old profile and refuses it.
+    An embedded model changes only with the program, and nobody should have to do anything about that.
+    """
+    key = hashlib.sha256(str(checkpoint.path.resolve()).encode()).hexdigest()
+    if checkpoint.path.parent == EMBEDDED_MODELS:
+        key = checkpoint.fingerprint
+    cache_dir = settings.cache_dir or default_cache_dir()
+    return cache_dir / "profiles" / f"{checkpoint.name}-{settings.task}-{key[:8]}.safetensors"
+
+
+def measuring_on(settings: CommonSettings) -> tuple[torch.device, torch.dtype]:
+    """Device and dtype of a model that is measured."""
+    device = resolve_device(settings.device)
+    # Squared gradients want float32 where it costs little; on CUDA memory is dearer.
+    dtype = resolve_dtype(settings.dtype, "bfloat16" if device.type == "cuda" else "float32")
+    return device, getattr(torch, dtype)
+
+
+def memory_bound(max_memory: float | None, device: torch.device) -> int:
+    """Bytes that measuring may take: `max_memory` GiB, else what is free now."""
+    if max_memory is not None:
+        return int(max_memory * 2**30)
+    memory = device_memory(device)
+    return memory.total - memory.used
+
+
+def _measure(
+    settings: CommonSettings, checkpoint: Checkpoint, data: CalibrationData, max_memory: float | None = None
+) -> SelectivityProfile:
+    device, dtype = measuring_on(settings)
+    bound = memory_bound(max_memory, device)
+    return build_profile(
+        checkpoint,
+        settings.task,
+        data,
+        calibration_answers(settings, checkpoint, data, bound),
+        device=device,
+        dtype=dtype,
+        progress=True,
+        max_memory_bytes=bound,
+    )

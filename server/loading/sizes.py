@@ -1,0 +1,77 @@
+"""Loads a model for whatever asks the engine: `serve`, evaluations and studies. No HTTP.
+
+Knows which limits suit the machine and which neurons a set of sizes needs; reading them is the engine's.
+"""
+
+from collections.abc import Sequence
+from functools import partial
+
+from pruning.checkpoint import Checkpoint
+from pruning.delta import Delta
+from pruning.ranking import Ranking
+from pruning.widths import Allocation, exact_sparsity, widths_at
+from server.engine.config import EngineConfig
+from server.engine.engine import Engine, load_engine
+from server.loading.devices import resolve_device, resolve_dtype
+from server.settings import EvalSettings, ServeSettings, StudySettings
+from server.variants import VariantBuilder
+
+DEFAULT_MAX_MODEL_LEN = 4096
+DEFAULT_KV_GIB = {"cpu": 1.0, "cuda": 4.0}
+
+
+def engine_config(
+    settings: ServeSettings | EvalSettings | StudySettings, checkpoint: Checkpoint
+) -> EngineConfig:
+    """The engine's limits: what is set, else what suits the model and the machine."""
+    device = resolve_device(settings.device)
+    kv_cache_gib = DEFAULT_KV_GIB[device.type] if settings.kv_cache_gib is None else settings.kv_cache_gib
+    fits = min(checkpoint.config.max_position_embeddings, DEFAULT_MAX_MODEL_LEN)
+    return EngineConfig(
+        device=str(device),
+        dtype=resolve_dtype(settings.dtype, "bfloat16"),
+        block_size=settings.block_size,
+        kv_cache_bytes=int(kv_cache_gib * 2**30),
+        max_model_len=fits if settings.max_model_len is None else settings.max_model_len,
+        max_num_seqs=settings.max_num_seqs,
+        max_num_batched_tokens=settings.max_num_batched_tokens,
+        max_waiting=settings.max_waiting,
+        prompt_lookup_tokens=settings.prompt_lookup_tokens,
+        enable_prefix_caching=settings.prefix_caching,
+        kernels=settings.kernels,
+    )
+
+
+def load_sizes(
+    checkpoint: Checkpoint,
+    ranking: Ranking,
+    allocation: Allocation,
+    sparsities: Sequence[float],
+    config: EngineConfig,
+    *,
+    deltas: Sequence[Delta] = (),
+    progress: bool = False,
+) -> tuple[Engine, VariantBuilder]:
+    """Reads the neurons that the widest size keeps, of `sparsities` and of those that deltas correct.
+
+    Raises:
+        ModelError, EngineConfigError: the checkpoint is damaged, or too much was asked of it.
+        ForeignDeltaError: a delta is of another model, ranking or width.
+    """
+    sizes = partial(widths_at, ranking, allocation=allocation)
+    widths = [sizes(sparsity) for sparsity in sparsities]
+    for delta in deltas:
+        corrected = sizes(delta.provenance.sparsity)
+        delta.check(model=checkpoint.fingerprint, ranking=ranking.digest, widths=corrected)
+        widths.append(corrected)
+    resident = tuple(max(layer) for layer in zip(*widths, strict=True))
+    engine = load_engine(checkpoint, ranking, resident, config, progress=progress)
+    builder = VariantBuilder(
+        checkpoint.name,
+        sizes,
+        partial(exact_sparsity, intermediate_size=checkpoint.architecture.intermediate_size),
+        engine,
+        fingerprint=checkpoint.fingerprint,
+        ranking=ranking.digest,
+    )
+    return engine, builder

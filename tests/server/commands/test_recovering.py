@@ -1,0 +1,235 @@
+"""`secateur recover` from the command line to an evaluation and an export that use what it trained."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from eval import evaluation as evaluations
+from pruning.delta import PROJECTIONS, Delta, load_delta
+from pruning.errors import DeltaError
+from server.__main__ import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE, main
+from server.commands import recovering
+from tests.tiny import tiny_checkpoint
+
+TRAINING = [
+    *("--num-prompts", "160", "--epochs", "3", "--rank", "2", "--batch-tokens", "512", "--row-tokens", "256"),
+    *("--top-tokens", "8", "--dtype", "float32"),
+]
+
+
+@pytest.fixture(scope="module")
+def arguments(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Of a tiny model whose answers end by chance, most of them, and a task that is graded."""
+    work = tmp_path_factory.mktemp("recovering")
+    eos = list(range(0, 320, 8))
+    model = tiny_checkpoint(work / "tiny", max_position_embeddings=1024, eos_token_id=eos)
+    prompts = work / "prompts.jsonl"
+    prompts.write_text("\n".join(json.dumps({"prompt": f"count to {i}", "answer": "1"}) for i in range(400)))
+    common = ["--model", str(model), "--task", "counting", "--cache-dir", str(work / "cache")]
+    files = ["--prompts", str(prompts), "--distractors", str(prompts), "--answer-field", "answer"]
+    assert main(["profile", *common, *files, "--num-prompts", "3"]) == 0
+    return [*common, *files]
+
+
+@pytest.fixture(scope="module")
+def delta(arguments: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("deltas") / "small.safetensors"
+    assert main(["recover", *arguments, *TRAINING, "--sparsity", "0.35", "--out", str(out)]) == 0
+    return out
+
+
+def test_the_delta_and_its_report_are_told_and_nothing_else_is_left(
+    arguments: list[str], delta: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert sorted(file.name for file in delta.parent.iterdir()) == ["small.report.json", "small.safetensors"]
+    found = load_delta(delta)
+    assert (found.provenance.sparsity, found.provenance.method) == (0.35, "recovery")
+    assert all(set(maps) == set(PROJECTIONS) for maps in found.layers)
+    report = json.loads((delta.parent / "small.report.json").read_text())
+    assert report["deltas"][0]["digest"] == found.digest
+    assert report["deltas"][0]["parameters"] == found.parameters
+    assert report["ranking"] == found.provenance.ranking
+    assert len(report["steps_taken"]) == report["planned_steps"] == report["steps"] > 4
+    assert report["held_out"][-1]["step"] == report["planned_steps"]
+    assert report["settings"]["rank"] == 2
+    [told] = [entry["held_out_kl_nats"] for entry in report["deltas"]]
+    assert told["before"] == pytest.approx(report["held_out"][0]["divergence"][0])
+    assert told["after"] < told["before"]
+    again = tmp_path / "again.safetensors"
+    assert main(["recover", *arguments, *TRAINING, "--sparsity", "0.35", "--out", str(again)]) == 0
+    printed = capsys.readouterr().out
+    assert f"{told['before']:.5f} without, {told['after']:.5f} with" in printed
+    assert load_delta(again).digest == found.digest
+
+
+def test_a_training_that_had_ended_ends_the_same_after_an_interruption(
+    arguments: list[str], delta: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While the files are written: of two deltas the first is there. Then no step is taken again."""
+    asked = ["recover", *arguments, *TRAINING, "--sparsities", "0.2,0.35", "--out", str(tmp_path / "d.st")]
+    save = Delta.save
+
+    def interrupted(self: Delta, path: Path) -> None:
+        if path.name == "d-s35.st":
+            raise KeyboardInterrupt
+        save(self, path)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Delta, "save", interrupted)
+        assert main(asked) == EXIT_INTERRUPTED
+    assert {file.name for file in tmp_path.iterdir()} == {"d-s20.st", "d.st.work"}
+    first = load_delta(tmp_path / "d-s20.st").digest
+    with monkeypatch.context() as patched:
+        patched.setattr("pruning.recovery.training.Trainer._step", None)
+        assert main(asked) == 0
+    assert {file.name for file in tmp_path.iterdir()} == {"d-s20.st", "d-s35.st", "d.report.json"}
+    deltas = [load_delta(tmp_path / f"d-s{sparsity}.st") for sparsity in (20, 35)]
+    assert deltas[0].digest == first
+    wide, narrow = (delta.layers[1]["down_proj"] for delta in deltas)
+    assert torch.equal(wide.a[:, : narrow.a.shape[1]], narrow.a), "one adapter, cut to each width"
+    assert torch.equal(wide.b, narrow.b)
+
+
+def test_what_is_there_already_is_not_overwritten(
+    arguments: list[str], delta: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = delta.read_bytes()
+    asked = ["recover", *arguments, *TRAINING, "--sparsity", "0.35", "--out", str(delta)]
+    assert main(asked) == EXIT_FAILED
+    work = delta.with_name(f"{delta.name}.work")
+    work.mkdir()  # of a removal that was interrupted
+    assert main(asked) == EXIT_FAILED
+    work.rmdir()
+    assert capsys.readouterr().err.count("is there already; choose another --out, or remove it") == 2
+    assert delta.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--num-prompts", "6"], "of the dense model's answers ended; at least 10 are needed: give more"),
+        (["--max-memory", "0.001"], "--max-memory allows 0.00: raise it, or lower --row-tokens"),
+        (["--top-tokens", "320"], "of a vocabulary of 320: at most 319 make sense"),
+        (["--num-prompts", "1000"], "1000 were asked for: ask for fewer or give more"),
+        (["--learning-rate", "9"], "was better than the first. Give more prompts (160), or lower"),
+    ],
+)
+def test_what_cannot_be_is_told_with_the_way_out(
+    arguments: list[str],
+    options: list[str],
+    message: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    asked = ["--sparsity", "0.35", "--out", str(tmp_path / "d"), *TRAINING, *options]
+    assert main(["recover", *arguments, *asked]) == EXIT_FAILED
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "d").exists()
+
+
+def test_a_sequence_longer_than_a_row_counts_in_the_memory(
+    arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The rows fit into what is allowed; the longest answer is a row of its own, and does not."""
+    asked = ["--sparsity", "0.35", "--out", str(tmp_path / "d"), *TRAINING, "--recompute", "off"]
+    few = ["--row-tokens", "8", "--max-memory", "0.003"]
+    assert main(["recover", *arguments, *asked, *few]) == EXIT_FAILED
+    assert "set --recompute on" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ([], "neither --sparsity nor --sparsities"),
+        (["--sparsities", "0,0.2"], "at sparsity 0 there is nothing to recover"),
+        (["--sparsities", "0.1,0.2", "--init", "x"], "init is the delta of one variant"),
+    ],
+)
+def test_what_makes_no_sense_is_a_wrong_use(
+    options: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["recover", "--out", str(tmp_path / "d"), *options]) == EXIT_USAGE
+    assert message in capsys.readouterr().err
+
+
+def test_unfinished_work_of_another_order_or_damaged_is_refused(
+    arguments: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    asked = ["recover", *arguments, *TRAINING, "--sparsity", "0.35", "--out", str(tmp_path / "d")]
+    with monkeypatch.context() as patched:
+        patched.setattr(Delta, "save", lambda *_: (_ for _ in ()).throw(DeltaError("the disk is full")))
+        assert main(asked) == EXIT_FAILED
+    assert main([*asked, "--score", "wanda"]) == EXIT_FAILED
+    err = capsys.readouterr().err
+    assert "is of an unfinished training with other settings" in err
+    progress = tmp_path / "d.work" / recovering.PROGRESS_FILE
+    whole = progress.read_bytes()
+    progress.write_bytes(whole[:-7])
+    assert main(asked) == EXIT_FAILED
+    assert "is damaged" in capsys.readouterr().err
+    progress.write_bytes(whole)
+    assert main(asked) == 0
+
+
+def test_training_goes_on_from_a_delta_of_that_variant_and_order_only(
+    arguments: list[str], delta: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = ["recover", *arguments, *TRAINING, "--out", str(tmp_path / "d"), "--init", str(delta)]
+    assert main([*asked, "--sparsity", "0.2"]) == EXIT_FAILED
+    assert "the widths are" in capsys.readouterr().err
+    assert main([*asked, "--sparsity", "0.35", "--order", "reverse"]) == EXIT_FAILED
+    assert "the ranking's digest is" in capsys.readouterr().err
+    assert main([*asked, "--sparsity", "0.35"]) == 0
+    after = load_delta(delta).provenance.settings["kl_nats_after"]
+    report = json.loads((tmp_path / "d.report.json").read_text())
+    assert report["start"] == load_delta(delta).digest
+    assert report["held_out"][0]["divergence"][0] == pytest.approx(after, rel=1e-3)
+
+
+def test_all_maps_are_merged_into_an_export(arguments: list[str], delta: Path, tmp_path: Path) -> None:
+    """Exactly but for one rounding: in float32 the weights are the sums."""
+    for name, extra in (("plain", []), ("merged", ["--delta", str(delta)])):
+        given = [*arguments[:6], "--sparsity", "0.35", "--out", str(tmp_path / name), *extra]
+        assert main(["export", *given]) == 0
+    plain, merged = (AutoModelForCausalLM.from_pretrained(tmp_path / name) for name in ("plain", "merged"))
+    for layer, maps in enumerate(load_delta(delta).layers):
+        for name, pair in maps.items():
+            part = "self_attn" if name[0] in "qkvo" else "mlp"
+            before, after = (
+                getattr(getattr(model.model.layers[layer], part), name).weight for model in (plain, merged)
+            )
+            expected = before.clone()
+            product = pair.product()
+            expected[: product.shape[0], : product.shape[1]] += product
+            assert torch.equal(after, expected), name
+            assert not torch.equal(after, before), name
+    assert "| delta | recovery, digest" in (tmp_path / "merged" / "README.md").read_text()
+
+
+def test_an_evaluation_takes_the_delta(arguments: list[str], delta: Path, tmp_path: Path) -> None:
+    out = tmp_path / "eval.json"
+    asked = ["--items", "2", "--delta", str(delta), "--dtype", "float32", "--max-model-len", "1024"]
+    assert main(["eval", *arguments, *asked, "--sparsity", "0.35", "--out", str(out)]) == 0
+    assert evaluations.load(out).model["delta"] == load_delta(delta).digest
+
+
+@pytest.mark.gpu
+def test_the_same_command_trains_on_a_gpu(arguments: list[str], delta: Path, tmp_path: Path) -> None:
+    """And comes to about the same: its sums are rounded in another order."""
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    out = tmp_path / "gpu.safetensors"
+    asked = [*arguments, *TRAINING, "--sparsity", "0.35", "--device", "cuda", "--out", str(out)]
+    assert main(["recover", *asked]) == 0
+    one, other = (
+        json.loads(file.with_suffix(".report.json").read_text())["deltas"][0]["held_out_kl_nats"]
+        for file in (delta, out)
+    )
+    assert other["before"] == pytest.approx(one["before"], rel=0.05)
+    assert other["after"] == pytest.approx(one["after"], rel=0.1)

@@ -1,0 +1,98 @@
+"""A profile is measured once, kept, and refused where it is of something else."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from eval.task import TaskError
+from pruning.errors import StaleProfileError
+from pruning.profile import load
+from server.loading import profiles
+from server.loading.profiles import measure_profile, open_model, profile_for_serving
+from server.settings import ProfileSettings, ServeSettings
+from tests.tiny import tiny_checkpoint
+
+NUM_PROMPTS = 3
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_checkpoint(tmp_path_factory.mktemp("profiles") / "tiny", max_position_embeddings=1024)
+
+
+@pytest.fixture(scope="module")
+def prompt_files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    directory = tmp_path_factory.mktemp("prompts")
+    for name, field in (("prompts", "text"), ("distractors", "prompt")):
+        lines = [json.dumps({field: f"{name} number {i}"}) for i in range(16)]
+        (directory / name).write_text("\n".join(lines) + "\n")
+    return {name: directory / name for name in ("prompts", "distractors")}
+
+
+@pytest.fixture
+def measurement(model: Path, prompt_files: dict[str, Path], tmp_path: Path) -> dict[str, Any]:
+    return {
+        "model": str(model),
+        "task": "notes",
+        "cache_dir": tmp_path,
+        "num_prompts": NUM_PROMPTS,
+        "prompt_field": "text",
+        **prompt_files,
+    }
+
+
+def test_serve_finds_what_profile_measured(measurement: dict[str, Any]) -> None:
+    path, measured = measure_profile(ProfileSettings(**measurement))
+    assert measured.target_per_prompt.sequences == NUM_PROMPTS
+    serving = ServeSettings(model=measurement["model"], task="notes", cache_dir=measurement["cache_dir"])
+    assert profile_for_serving(serving, open_model(serving)).digest == measured.digest
+    elsewhere = ServeSettings(model=measurement["model"], profile=path, cache_dir=path / "nowhere")
+    assert profile_for_serving(elsewhere, open_model(elsewhere)).digest == measured.digest
+
+
+def test_an_up_to_date_profile_is_kept_and_force_replaces_it(measurement: dict[str, Any]) -> None:
+    path, _ = measure_profile(ProfileSettings(**measurement))
+    written = path.stat().st_mtime_ns
+    measure_profile(ProfileSettings(**measurement))
+    assert path.stat().st_mtime_ns == written
+    with pytest.raises(StaleProfileError, match="data"):
+        measure_profile(ProfileSettings(**measurement, seed=1))
+    measure_profile(ProfileSettings(**measurement, seed=1, force=True))
+    assert load(path).provenance.seed == 1
+
+
+def test_a_model_that_has_changed_refuses_its_old_profile(
+    measurement: dict[str, Any], tmp_path: Path
+) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(measurement["model"], model)
+    measure_profile(ProfileSettings(**{**measurement, "model": str(model)}))
+    tiny_checkpoint(model, seed=1, max_position_embeddings=1024)
+    serving = ServeSettings(model=str(model), task="notes", cache_dir=tmp_path)
+    with pytest.raises(StaleProfileError, match="model's digest"):
+        profile_for_serving(serving, open_model(serving))
+
+
+def test_an_embedded_model_that_comes_with_a_new_version_is_measured_anew(
+    measurement: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(measurement["model"], tmp_path / "embedded" / "mini")
+    monkeypatch.setattr(profiles, "EMBEDDED_MODELS", tmp_path / "embedded")
+    settings = ProfileSettings(**{**measurement, "model": "mini"})
+    old, _ = measure_profile(settings)
+    tiny_checkpoint(tmp_path / "embedded" / "mini", seed=1, max_position_embeddings=1024)
+    new, _ = measure_profile(settings)
+    assert old != new
+
+
+def test_a_task_without_prompts_is_refused_with_the_way_out(
+    measurement: dict[str, Any], tmp_path: Path
+) -> None:
+    serving = ServeSettings(model=measurement["model"], task="notes", cache_dir=tmp_path / "empty")
+    with pytest.raises(TaskError, match=r"arithmetic.*secateur profile --task notes --prompts"):
+        profile_for_serving(serving, open_model(serving))
+    with pytest.raises(TaskError, match="--distractors"):
+        measure_profile(ProfileSettings(**{**measurement, "distractors": None}))
