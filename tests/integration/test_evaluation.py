@@ -27,7 +27,7 @@ from tests.integration.live import Live, Tiny, running
 ROOT = Path(__file__).parents[2]
 PROMPTS = [f"What is {i} and {i}?" for i in range(6)]
 STRATEGY = Strategy("tiny", "random", "forward")
-pytestmark = pytest.mark.timeout(300)
+pytestmark = pytest.mark.timeout(600)
 
 T = TypeVar("T")
 
@@ -140,7 +140,9 @@ def test_a_killed_study_goes_on_and_finds_the_same(
     cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     killed, whole = tmp_path / "killed", tmp_path / "whole"
-    command = [sys.executable, "-m", "server", *study_arguments(cache, killed, "--items", "40")]
+    # In bfloat16 a near tie may go either way with the batch, and batches differ once it was killed.
+    options = ("--items", "40", "--dtype", "float32")
+    command = [sys.executable, "-m", "server", *study_arguments(cache, killed, *options)]
     journal = killed / "answers.jsonl"
     process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL, env={**os.environ})
     while process.poll() is None and not (journal.exists() and journal.stat().st_size > 5_000):
@@ -149,8 +151,8 @@ def test_a_killed_study_goes_on_and_finds_the_same(
     assert process.wait() == -signal.SIGKILL, "it was to be killed in the middle"
     assert not (killed / "results.json").exists()
 
-    assert main(study_arguments(cache, killed, "--items", "40")) == 0
-    assert main(study_arguments(cache, whole, "--items", "40")) == 0
+    assert main(study_arguments(cache, killed, *options)) == 0
+    assert main(study_arguments(cache, whole, *options)) == 0
     first, second = load(killed / "results.json"), load(whole / "results.json")
     assert [cell.right for cell in first.cells] == [cell.right for cell in second.cells]
     assert [cell.variant for cell in first.cells] == [cell.variant for cell in second.cells]
