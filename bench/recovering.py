@@ -1,4 +1,4 @@
-"""What one training step of `secateur recover` takes: `python -m bench.recovering --help`.
+"""What a training step of `secateur recover` takes, and its delta: `python -m bench.recovering --help`.
 
 One row of made-up tokens, half of them an answer's, forward and back through the pruned network at the
 default settings of the command. The order of the neurons is made up as well: it costs the same.
@@ -13,11 +13,14 @@ import torch
 from pruning.batches import TokenSequence
 from pruning.calibration import load_network
 from pruning.checkpoint import default_cache_dir, open_checkpoint
+from pruning.delta import Delta, DeltaProvenance
 from pruning.ranking import rank
 from pruning.recovery.loss import TopTokens, losses
 from pruning.recovery.network import AdaptedNetwork, AdapterSettings
 from pruning.recovery.packing import pack
 from pruning.widths import widths_at
+from server.engine.kernels.delta import pack_delta
+from server.engine.kernels.library import load_library
 from server.settings import RecoverSettings
 
 KIB_PER_GIB = 2**20
@@ -27,6 +30,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.recovering")
     parser.add_argument("--model", required=True, help="checkpoint directory or hub id")
     parser.add_argument("--sparsity", type=float, default=0.2)
+    parser.add_argument("--rank", type=int)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--recompute", action="store_true", help="compute activations again on the way back")
     parser.add_argument("--sequence-tokens", type=int, default=256)
@@ -39,11 +43,12 @@ def main() -> None:
     generator = torch.Generator().manual_seed(0)
     scores = torch.rand(architecture.num_layers, architecture.intermediate_size, generator=generator)
     ranking = rank(scores, score="random", profile_digest="none")
+    widths = widths_at(ranking, arguments.sparsity, "uniform")
     network = AdaptedNetwork(
         load_network(checkpoint, torch.device("cpu"), torch.bfloat16),
         ranking,
-        [widths_at(ranking, arguments.sparsity, "uniform")],
-        AdapterSettings(rank=defaults["rank"], alpha=defaults["alpha"], seed=0),
+        [widths],
+        AdapterSettings(rank=arguments.rank or defaults["rank"], alpha=defaults["alpha"], seed=0),
         recompute=arguments.recompute,
     )
     loaded = _peak_gib()
@@ -76,6 +81,16 @@ def main() -> None:
         f"{checkpoint.name} at {arguments.sparsity:g}: {row.input_ids.shape[1]:,} tokens in "
         f"{processor_seconds:.1f} s of processor time ({seconds:.1f} s on the clock, "
         f"{arguments.threads} threads); {_peak_gib():.2f} GiB at the peak, {loaded:.2f} until loaded"
+    )
+    made_for = DeltaProvenance(checkpoint.name, "", "", arguments.sparsity, widths, "none", {}, "")
+    delta = Delta(made_for, network.layers(0))
+    outputs = [architecture.head_dim * heads for heads in (architecture.num_heads, architecture.num_kv_heads)]
+    packed = pack_delta(load_library(), delta, (outputs[0], outputs[1], outputs[1]))
+    with checkpoint.open_tensors() as reader:
+        stored = sum(2 * torch.Size(reader.shape(name)).numel() for name in reader.names)
+    print(
+        f"its delta: {delta.parameters:,} numbers, {2 * delta.parameters / 1e6:.1f} MB in bfloat16; the "
+        f"compiled kernels hold {packed.num_bytes / 1e6:.1f}, {packed.num_bytes / stored:.1%} of its weights"
     )
 
 

@@ -29,7 +29,6 @@ from training.recovery_report import ALONE, COMPENSATED, RESULTS_FILE, TOGETHER,
 
 SPARSITIES = (0.2, 0.3, 0.4, 0.5)
 SEEDS = (0, 1, 2)
-SEEDS_TOGETHER = SEEDS[:1]
 CONFIDENCE = 0.95
 
 
@@ -60,7 +59,6 @@ class Correction:
     file: Path
     kl_before: float
     kl_after: float
-    seconds: float | None  # of training, for all the variants that it recovered
 
 
 def main() -> None:
@@ -108,7 +106,7 @@ def measure(options: Options) -> dict[str, Any]:
             **_defaults(),
             "prompts": options.prompts,
             "epochs": options.epochs,
-            "seeds": {ALONE: SEEDS, TOGETHER: SEEDS_TOGETHER},
+            "seeds": SEEDS,
         },
         "dense": _cell(dense),
         "variants": variants,
@@ -122,7 +120,6 @@ def _corrections(options: Options) -> Iterator[Correction]:
     for seed in SEEDS:
         for sparsity in SPARSITIES:
             yield from _recovered(options, ALONE, seed, (sparsity,))
-    for seed in SEEDS_TOGETHER:
         yield from _recovered(options, TOGETHER, seed, SPARSITIES)
 
 
@@ -141,9 +138,7 @@ def _recovered(options: Options, kind: str, seed: int, sparsities: tuple[float, 
     report = json.loads(report_file(out).read_text())
     for file, told in zip(delta_files(out, sparsities), report["deltas"], strict=True):
         kl = told["held_out_kl_nats"]
-        yield Correction(
-            kind, seed, told["sparsity"], file, kl["before"], kl["after"], 3600 * report["hours"]
-        )
+        yield Correction(kind, seed, told["sparsity"], file, kl["before"], kl["after"])
 
 
 def _compensated(options: Options, sparsity: float) -> Correction:
@@ -162,7 +157,6 @@ def _compensated(options: Options, sparsity: float) -> Correction:
         file=out,
         kl_before=float(told["kl_nats_before"]),
         kl_after=float(told["kl_nats_after"]),
-        seconds=None,
     )
 
 
@@ -191,7 +185,6 @@ def _corrected(
         "delta": delta.digest,
         "delta_parameters": delta.parameters,
         "kl_nats": {"before": correction.kl_before, "after": correction.kl_after},
-        "seconds": correction.seconds,
         **_cell(after),
         "against_before": _paired(before, after),
         "against_dense": _paired(dense, after),

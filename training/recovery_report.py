@@ -71,8 +71,8 @@ def _page(results: Mapping[str, Any]) -> str:
             *_missing(results),
             "## What it takes",
             "",
-            "| removed | correction | numbers in the delta | of the model's | minutes of training |",
-            "|---|---|---|---|---|",
+            "| removed | correction | numbers in the delta | of the model's |",
+            "|---|---|---|---|",
             *(
                 _cost(results, variant, kind, cells)
                 for variant in results["variants"]
@@ -80,7 +80,6 @@ def _page(results: Mapping[str, Any]) -> str:
                 if (cells := _of(variant, kind))
             ),
             "",
-            "Minutes of one adapter for all are those of all its variants together. "
             f"{told['cpu']}, commit {(told['commit'] or 'unknown')[:12]}, {told['measured_at']}.",
             "",
         ]
@@ -107,10 +106,11 @@ def _table(
 
 def _missing(results: Mapping[str, Any]) -> list[str]:
     """Trainings that came to nothing, in a sentence each."""
+    seeds = results["training"]["seeds"]
     found = [
         f"Of {len(seeds)} trainings of {kind} at {_percent(variant)} {gained} gained anything."
         for variant in results["variants"]
-        for kind, seeds in results["training"]["seeds"].items()
+        for kind in (ALONE, TOGETHER)
         if (gained := len(_of(variant, kind))) < len(seeds)
     ]
     return [*found, ""] if found else []
@@ -155,11 +155,7 @@ def _divergences(cells: Sequence[Cell], when: str = "after") -> str:
 
 def _cost(results: Mapping[str, Any], variant: Cell, kind: str, cells: Sequence[Cell]) -> str:
     numbers = cells[0]["delta_parameters"]
-    seconds = [cell["seconds"] for cell in cells if cell["seconds"] is not None]
-    minutes = f"{mean(seconds) / 60:.1f}" if seconds else "none"
-    return (
-        f"| {_percent(variant)} | {kind} | {numbers:,} | {numbers / results['parameters']:.1%} | {minutes} |"
-    )
+    return f"| {_percent(variant)} | {kind} | {numbers:,} | {numbers / results['parameters']:.1%} |"
 
 
 def _draw(results: Mapping[str, Any], path: Path) -> None:

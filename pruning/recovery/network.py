@@ -54,8 +54,8 @@ class AdaptedNetwork:
             the one before.
         start: matrices to start from, of a single variant; a map that has none there starts at zero. A map's
             rank is that of its start, where that is larger.
-        recompute: keep only what enters each layer, and compute the layer again on the way back: a third more
-            work, far less memory.
+        recompute: keep only what enters each layer, and compute the layer again on the way back: more work
+            by one pass forward, far less memory.
 
     Raises:
         DeltaError: peft is not installed.

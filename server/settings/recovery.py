@@ -61,7 +61,7 @@ class TrainingSettings(BaseSettings):
     seed: int = Field(DEFAULT_SEED, ge=0, description="of prompts, their order and the first matrices")
     recompute: Literal["auto", "on", "off"] = Field(
         "auto",
-        description="compute activations again on the way back, for a third more time; auto: where "
+        description="compute activations again on the way back, for a quarter more time; auto: where "
         "--max-memory has no room for them",
     )
     save_seconds: float = Field(

@@ -30,7 +30,7 @@ def test_counts_are_those_of_the_outcomes(results: dict) -> None:
             assert cell["against_before"]["only_first"] == pairs.count(("1", "0"))
             assert cell["against_before"]["only_second"] == pairs.count(("0", "1"))
         seeds = {cell["seed"] for cell in variant["corrected"] if cell["kind"] == ALONE}
-        assert seeds <= set(results["training"]["seeds"][ALONE])
+        assert seeds <= set(results["training"]["seeds"])
     for cell in cells:
         assert cell["solved"] == cell["outcomes"].count("1")
         assert cell["items"] == len(cell["outcomes"])
