@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, disable_created_metrics
 from prometheus_client.exposition import choose_encoder
+from prometheus_client.openmetrics.exposition import ALLOWUTF8
 from prometheus_client.samples import Sample
 
 from eval.traps import Trap
@@ -180,7 +181,11 @@ class Metrics:
     def render(self, accept: str) -> tuple[bytes, str]:
         """The page, and the content type that suits an Accept header."""
         encode, content_type = choose_encoder(accept)
-        return encode(self.registry), content_type
+        if "escaping=dots" in accept or "escaping=values" in accept:
+            return encode(self.registry), content_type
+        # Else the library goes through every name, letter by letter, for what to put underscores in place of.
+        # No name here has any: this says the same in less time.
+        return encode(self.registry, escaping=ALLOWUTF8), content_type  # type: ignore[call-arg]
 
     def totals(self) -> Totals:
         """What the counters stand at."""
