@@ -63,7 +63,7 @@ class Correction:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m training.recovery", description=__doc__)
-    parser.add_argument("--out", type=Path, default=Path("docs/studies/math-mini-recovery"))
+    parser.add_argument("--out", type=Path, default=Path("docs/recovery/math-mini"))
     parser.add_argument("--work", type=Path, required=True, help="directory of deltas and answers so far")
     parser.add_argument("--prompts", type=int, default=192)
     parser.add_argument("--epochs", type=int, default=1)

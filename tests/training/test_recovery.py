@@ -7,7 +7,7 @@ import pytest
 
 from training.recovery_report import ALONE, PLOT_FILE, REPORT_FILE, RESULTS_FILE, write_report
 
-STUDY = Path(__file__).parents[2] / "docs" / "studies" / "math-mini-recovery"
+STUDY = Path(__file__).parents[2] / "docs" / "recovery" / "math-mini"
 
 
 @pytest.fixture(scope="module")
