@@ -20,7 +20,7 @@ from eval.tasks.registry import open_task
 from pruning.answers import prompt_token_ids
 from pruning.batches import with_answers
 from pruning.calibration import load_network
-from pruning.checkpoint import Checkpoint, default_cache_dir
+from pruning.checkpoint import Checkpoint
 from pruning.divergence import AnswerDivergence, DenseReference
 from pruning.masking import keeping, kept_neurons
 from pruning.profile import Provenance, SelectivityProfile
@@ -28,8 +28,7 @@ from pruning.ranking import Ranking, rank
 from pruning.ranking_file import SavedRanking
 from pruning.scores import SCORES, protected_neurons
 from pruning.widths import Allocation, exact_sparsity, widths_at
-from server.loading.dense_answers import dense_answers
-from server.loading.profiles import measuring_on, open_model, profile_for_serving
+from server.loading.profiles import measured_answers, measuring_on, open_model, profile_for_serving
 from server.loading.rankings import open_ranking
 from server.settings import CompareSettings, SettingsError
 
@@ -131,14 +130,7 @@ def _measure(
     def network() -> "PreTrainedModel":
         return load_network(checkpoint, device, dtype)
 
-    answers = dense_answers(
-        checkpoint,
-        [item.prompt for item in items],
-        task.max_new_tokens,
-        device=device,
-        dtype=dtype,
-        cache_dir=settings.cache_dir or default_cache_dir(),
-    )
+    answers = measured_answers(settings, checkpoint, [item.prompt for item in items], task.max_new_tokens)
 
     @cache
     def reference() -> DenseReference:

@@ -9,8 +9,8 @@ from pruning.delta import Delta
 from pruning.errors import DeltaError
 from pruning.widths import widths_at
 from server.loading.profiles import (
-    calibration_answers,
     calibration_data,
+    measured_answers,
     measuring_on,
     memory_bound,
     open_model,
@@ -41,7 +41,7 @@ def fit_delta(settings: CompensateSettings) -> tuple[Path, Delta]:
         widths_at(known.ranking, settings.sparsity, known.allocation),
         settings.sparsity,
         data,
-        calibration_answers(settings, checkpoint, data, bound),
+        measured_answers(settings, checkpoint, data.target, data.max_new_tokens, bound),
         CompensationSettings(settings.rank, str(device), dtype, bound),
         work,
         progress=True,

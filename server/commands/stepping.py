@@ -10,8 +10,8 @@ from pruning.ranking_file import SavedRanking
 from pruning.scores import SCORES
 from pruning.stepwise import Steps, StepsSoFar, load_steps, rank_in_steps, steps_key
 from server.loading.profiles import (
-    calibration_answers,
     calibration_data,
+    measured_answers,
     measuring_on,
     memory_bound,
     open_model,
@@ -58,7 +58,7 @@ def make_ranking(settings: RankSettings) -> SavedRanking:
         checkpoint,
         settings.task,
         data,
-        calibration_answers(settings, checkpoint, data, bound),
+        measured_answers(settings, checkpoint, data.target, data.max_new_tokens, bound),
         device=device,
         dtype=dtype,
         max_memory_bytes=bound,

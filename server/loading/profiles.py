@@ -5,6 +5,7 @@ Knows where profiles lie and when one may be used; measures nothing itself (prun
 
 import hashlib
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -101,10 +102,14 @@ def calibration_data(source: CalibrationSource, num_prompts: int, seed: int) -> 
     )
 
 
-def calibration_answers(
-    settings: CommonSettings, checkpoint: Checkpoint, data: CalibrationData, max_memory_bytes: int
+def measured_answers(
+    settings: CommonSettings,
+    checkpoint: Checkpoint,
+    prompts: Sequence[str],
+    max_new_tokens: int,
+    max_memory_bytes: int | None = None,
 ) -> Answers:
-    """The dense model's own, to the target prompts, in the dtype that it is measured in.
+    """The dense model's own, in the dtype that it is measured in.
 
     Raises:
         ModelError, ProfileError, MemoryBoundError: as `dense_answers`.
@@ -112,8 +117,8 @@ def calibration_answers(
     device, dtype = measuring_on(settings)
     return dense_answers(
         checkpoint,
-        data.target,
-        data.max_new_tokens,
+        prompts,
+        max_new_tokens,
         device=device,
         dtype=dtype,
         cache_dir=settings.cache_dir or default_cache_dir(),
@@ -159,7 +164,7 @@ def _measure(
         checkpoint,
         settings.task,
         data,
-        calibration_answers(settings, checkpoint, data, bound),
+        measured_answers(settings, checkpoint, data.target, data.max_new_tokens, bound),
         device=device,
         dtype=dtype,
         progress=True,

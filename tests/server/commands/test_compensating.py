@@ -1,6 +1,5 @@
 """`secateur compensate` from the command line to an evaluation and an export that use its delta."""
 
-import json
 from pathlib import Path
 
 import pytest
@@ -10,20 +9,13 @@ from transformers import AutoModelForCausalLM
 from eval import evaluation as evaluations
 from pruning.delta import load_delta
 from server.__main__ import EXIT_FAILED, main
-from tests.tiny import tiny_checkpoint
+from tests.server.commands.counting import profiled_arguments
 
 
 @pytest.fixture(scope="module")
 def arguments(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """Of a tiny model and a task whose answers are graded."""
-    work = tmp_path_factory.mktemp("compensating")
-    model = tiny_checkpoint(work / "tiny", max_position_embeddings=1024)
-    prompts = work / "prompts.jsonl"
-    prompts.write_text("\n".join(json.dumps({"prompt": f"count to {i}", "answer": "1"}) for i in range(40)))
-    common = ["--model", str(model), "--task", "counting", "--cache-dir", str(work / "cache")]
-    files = ["--prompts", str(prompts), "--distractors", str(prompts), "--answer-field", "answer"]
-    assert main(["profile", *common, *files, "--num-prompts", "3"]) == 0
-    return [*common, *files]
+    return profiled_arguments(tmp_path_factory.mktemp("compensating"), 40)
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ from pruning.delta import PROJECTIONS, Delta, load_delta
 from pruning.errors import DeltaError
 from server.__main__ import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE, main
 from server.commands import recovering
-from tests.tiny import tiny_checkpoint
+from tests.server.commands.counting import profiled_arguments
 
 TRAINING = [
     *("--num-prompts", "160", "--epochs", "3", "--rank", "2", "--batch-tokens", "512", "--row-tokens", "256"),
@@ -23,15 +23,8 @@ TRAINING = [
 @pytest.fixture(scope="module")
 def arguments(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """Of a tiny model whose answers end by chance, most of them, and a task that is graded."""
-    work = tmp_path_factory.mktemp("recovering")
     eos = list(range(0, 320, 8))
-    model = tiny_checkpoint(work / "tiny", max_position_embeddings=1024, eos_token_id=eos)
-    prompts = work / "prompts.jsonl"
-    prompts.write_text("\n".join(json.dumps({"prompt": f"count to {i}", "answer": "1"}) for i in range(400)))
-    common = ["--model", str(model), "--task", "counting", "--cache-dir", str(work / "cache")]
-    files = ["--prompts", str(prompts), "--distractors", str(prompts), "--answer-field", "answer"]
-    assert main(["profile", *common, *files, "--num-prompts", "3"]) == 0
-    return [*common, *files]
+    return profiled_arguments(tmp_path_factory.mktemp("recovering"), 400, eos_token_id=eos)
 
 
 @pytest.fixture(scope="module")
