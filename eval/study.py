@@ -72,6 +72,8 @@ class Study:
     async def run(self, subjects: Sequence[Subject]) -> list[Cell]:
         """Completes the journal and returns what is in it. Each subject is loaded once, or not at all.
 
+        Speed is measured for the first subject alone: variants of other orders are as large, and as fast.
+
         Raises:
             SecateurError: a model cannot be loaded or does not answer; what was graded is kept.
         """
@@ -86,7 +88,7 @@ class Study:
             with bar:
                 for subject in incomplete:
                     bar.set_description(subject.strategy.name)
-                    await self._complete(subject, bar)
+                    await self._complete(subject, bar, timed=subject is subjects[0])
         finally:
             if incomplete:
                 self._journal.add(RunLine(command=self._command, seconds=time.monotonic() - started))
@@ -94,9 +96,9 @@ class Study:
             self._cell(subject, sparsity) for subject in subjects for sparsity in sorted(subject.sparsities)
         ]
 
-    async def _complete(self, subject: Subject, bar: "tqdm[Any]") -> None:
+    async def _complete(self, subject: Subject, bar: "tqdm[Any]", *, timed: bool) -> None:
         async with subject.open() as model:
-            await self._measure(subject, model)
+            await self._measure(subject, model, timed=timed)
 
             async def answer(cell_item: tuple[float, str]) -> None:
                 sparsity, key = cell_item
@@ -112,13 +114,13 @@ class Study:
 
             await for_each(self._missing(subject), answer, self._at_once)
 
-    async def _measure(self, subject: Subject, model: StudiedModel) -> None:
-        """What the variants cost, and how fast each is by itself, before anything else runs."""
+    async def _measure(self, subject: Subject, model: StudiedModel, *, timed: bool) -> None:
+        """What the variants cost and, where `timed`, how fast each is by itself, before anything else runs."""
         unmeasured = self._unmeasured(subject)
         prompts = [item.prompt for item in self._items.values()]
         prompts = (prompts * TIMED_REQUESTS)[:TIMED_REQUESTS]
         speeds: dict[float, list[float]] = {sparsity: [] for sparsity in unmeasured}
-        for _ in range(TIMED_ROUNDS):  # in turns: what else the machine does meets all of them
+        for _ in range(TIMED_ROUNDS if timed else 0):  # in turns: what else the machine does meets all of them
             for sparsity in unmeasured:
                 speed = await model.tokens_per_second(sparsity, prompts, max_tokens=TIMED_TOKENS)
                 if speed is not None:

@@ -148,7 +148,16 @@ def test_the_sparsest_answers_come_first_and_the_batch_stays_full(tmp_path: Path
 def test_throughput_is_the_median_of_the_rounds(tmp_path: Path) -> None:
     cells = run(tmp_path / "j", subjects(speed=100.0))
     assert [c.tokens_per_second for c in cells[:3]] == pytest.approx([100, 100 / 0.9, 125])
-    assert cells[-1].tokens_per_second is None
+
+
+def test_only_the_first_strategy_is_timed(tmp_path: Path) -> None:
+    asked = subjects(speed=100.0)
+    asked[1].speed = 100.0
+    cells = run(tmp_path / "j", asked)
+    assert [(c.strategy, c.tokens_per_second is not None) for c in cells] == [
+        (GOOD, True), (GOOD, True), (GOOD, True), (GOOD, True), (BAD, False), (BAD, False)
+    ]  # fmt: skip
+    assert asked[1].rounds == 0
 
 
 def test_damaged_lines_are_set_aside(tmp_path: Path) -> None:
