@@ -40,8 +40,6 @@ from server.settings import ServeSettings, load_settings
 DEFAULT_MODEL = Path("~/.cache/reference-models/coder-0.5b")
 SPARSITIES = tuple(round(0.04 * number, 2) for number in range(12))
 SCRAPES = 50
-# Prometheus' own, in short: of the two formats it likes the one better that takes longer to write.
-ACCEPT = "application/openmetrics-text;version=1.0.0;q=0.8,text/plain;version=0.0.4;q=0.5,*/*;q=0.1"
 
 
 def main() -> None:
@@ -86,7 +84,7 @@ async def scraping(num_requests: int) -> dict[str, Any]:
         seconds, page = [], ""
         for _ in range(SCRAPES):
             start = time.monotonic()
-            page = (await http.get("/metrics", headers={"accept": ACCEPT})).text
+            page = (await http.get("/metrics")).text
             seconds.append(time.monotonic() - start)
     return {
         "requests": num_requests,

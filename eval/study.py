@@ -120,7 +120,9 @@ class Study:
         prompts = [item.prompt for item in self._items.values()]
         prompts = (prompts * TIMED_REQUESTS)[:TIMED_REQUESTS]
         speeds: dict[float, list[float]] = {sparsity: [] for sparsity in unmeasured}
-        for _ in range(TIMED_ROUNDS if timed else 0):  # in turns: what else the machine does meets all of them
+        for _ in range(
+            TIMED_ROUNDS if timed else 0
+        ):  # in turns: what else the machine does meets all of them
             for sparsity in unmeasured:
                 speed = await model.tokens_per_second(sparsity, prompts, max_tokens=TIMED_TOKENS)
                 if speed is not None:

@@ -10,8 +10,6 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, disable_created_metrics
-from prometheus_client.exposition import choose_encoder
-from prometheus_client.openmetrics.exposition import ALLOWUTF8
 from prometheus_client.samples import Sample
 
 from eval.traps import Trap
@@ -20,6 +18,7 @@ from server.engine.request import FinishReason, RequestStats
 from server.engine.stats import StepStats
 from server.errors import error_codes
 from server.judging.agreement import Agreement, ShadowOutcome
+from server.monitoring.exposition import Exposition
 from server.monitoring.totals import Totals, buckets, by_variant, total
 from server.monitoring.workload import Workload
 
@@ -42,6 +41,7 @@ class Metrics:
         # The library's only switch is global; a second series for each would double the page.
         disable_created_metrics()  # type: ignore[no-untyped-call]
         self.registry = CollectorRegistry()
+        self.exposition = Exposition(self.registry)
         self.workload = Workload()
         self._requests = self._counter(
             "secateur_requests",
@@ -177,15 +177,6 @@ class Metrics:
             self._queue_seconds,
         ):
             metric.labels(variant)
-
-    def render(self, accept: str) -> tuple[bytes, str]:
-        """The page, and the content type that suits an Accept header."""
-        encode, content_type = choose_encoder(accept)
-        if "escaping=dots" in accept or "escaping=values" in accept:
-            return encode(self.registry), content_type
-        # Else the library goes through every name, letter by letter, for what to put underscores in place of.
-        # No name here has any: this says the same in less time.
-        return encode(self.registry, escaping=ALLOWUTF8), content_type  # type: ignore[call-arg]
 
     def totals(self) -> Totals:
         """What the counters stand at."""

@@ -20,7 +20,7 @@ _MARKED = re.compile(r"(<!-- metrics -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
 def table(families: Iterable[Metric]) -> str:
-    """Name, type, labels and meaning of each, as Markdown; the same for either text format parsed."""
+    """Name, type, labels and meaning of each, as Markdown; the same of a registry and of its page parsed."""
     lines = ["| metric | type | labels | meaning |", "|---|---|---|---|"]
     for family in families:
         name, kind = family.name, family.type

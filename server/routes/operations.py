@@ -6,7 +6,6 @@ from typing import Any
 import torch
 import transformers
 from fastapi import APIRouter
-from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from server import __version__
@@ -45,9 +44,9 @@ def operations_router(engine: AsyncEngine, generations: Generations, metrics: Me
         }
 
     @router.get("/metrics")
-    async def scrape(request: Request) -> Response:
-        page, content_type = metrics.render(request.headers.get("accept", ""))
-        return Response(page, headers={"content-type": content_type})
+    async def scrape() -> Response:
+        exposition = metrics.exposition
+        return Response(exposition.page(), headers={"content-type": exposition.content_type})
 
     return router
 

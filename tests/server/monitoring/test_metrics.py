@@ -1,7 +1,6 @@
-"""What is counted of a step: solo steps by how many tokens they computed; and how it is told."""
+"""What is counted of a step: solo steps by how many tokens they computed."""
 
 import pytest
-from prometheus_client.exposition import choose_encoder
 
 from server.engine.stats import StepStats
 from server.monitoring.metrics import Metrics
@@ -21,7 +20,7 @@ def solo(rows: int, seconds: float = 0.5) -> StepStats:
 
 def counted(metrics: Metrics, name: str) -> dict[str, float]:
     """By rows, where there is anything."""
-    samples = parsed(metrics.render("")[0].decode())
+    samples = parsed(metrics.exposition.page().decode())
     return {
         dict(labels)["rows"]: value for (each, labels), value in samples.items() if each == name and value
     }
@@ -57,22 +56,3 @@ def test_a_step_with_company_is_not_solo() -> None:
     metrics.declare("m:s0")
     metrics.step(solo(0))
     assert counted(metrics, "secateur_solo_steps_total") == {}
-
-
-@pytest.mark.parametrize(
-    "accept",
-    [
-        "",
-        "text/plain;version=0.0.4",
-        "text/plain;version=1.0.0;escaping=underscores",
-        "application/openmetrics-text;version=1.0.0",
-        "application/openmetrics-text;version=1.0.0;escaping=allow-utf-8",
-        "application/openmetrics-text;version=1.0.0;escaping=dots",
-        "application/openmetrics-text;version=1.0.0;escaping=values",
-    ],
-)
-def test_every_format_is_the_librarys_own(accept: str) -> None:
-    metrics = Metrics()
-    metrics.declare('odd "name"\\:s20')
-    encode, content_type = choose_encoder(accept)
-    assert metrics.render(accept) == (encode(metrics.registry), content_type)
