@@ -115,7 +115,7 @@ class Study:
             await for_each(self._missing(subject), answer, self._at_once)
 
     async def _measure(self, subject: Subject, model: StudiedModel, *, timed: bool) -> None:
-        """What the variants cost and, where `timed`, how fast each is by itself, before anything else runs."""
+        """What the variants cost and, if `timed`, how fast each is by itself, before anything else runs."""
         unmeasured = self._unmeasured(subject)
         prompts = [item.prompt for item in self._items.values()]
         prompts = (prompts * TIMED_REQUESTS)[:TIMED_REQUESTS]

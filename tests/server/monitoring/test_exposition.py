@@ -1,4 +1,4 @@
-"""The page is to the last byte what prometheus-client would write, whatever came and went since the last one."""
+"""The page is to the last byte what prometheus-client would write, whatever came and went before."""
 
 import math
 from collections.abc import Iterator
