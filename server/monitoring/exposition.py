@@ -41,7 +41,7 @@ class Exposition:
                 if text is None:
                     text = _written(family, [sample._replace(value=0.0)]).split("\n")[-2].removesuffix("0.0")
                 series[key] = text
-                lines.append(f"{text}{floatToGoString(sample.value)}\n")
+                lines.append(f"{text}{floatToGoString(sample.value)}\n")  # type: ignore[no-untyped-call]
         self._series = series
         return "".join(lines).encode()
 
