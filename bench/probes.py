@@ -15,6 +15,7 @@ from bench.compare import Contender, compare, contender
 from bench.environment import provenance
 from bench.gateway import sample
 from bench.servers import LOGS, print_result, secateur
+from bench.targets import NOT_PROBED, PROBED
 from bench.workloads import CONCURRENCY, Workloads
 
 REPEATS = 6  # of W2 in a row, for one figure
@@ -38,8 +39,8 @@ async def run(arguments: argparse.Namespace) -> dict[str, Any]:
     plain = secateur(model, options)
     probed = secateur(model, [*options, "--probe-budget", str(arguments.budget)])
     async with (
-        contender("without", [plain], workloads, LOGS) as without,
-        contender("with", [probed], workloads, LOGS) as with_probes,
+        contender(NOT_PROBED, [plain], workloads, LOGS) as without,
+        contender(PROBED, [probed], workloads, LOGS) as with_probes,
     ):
         compared = await compare([without, with_probes], {"W2": _batches}, arguments.rounds)
     return {**provenance(), "model": model.name, "budget": arguments.budget, **compared}

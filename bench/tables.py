@@ -8,7 +8,10 @@ from bench.roofline import parts
 from bench.targets import (
     ALONE,
     FIGURES,
+    NOT_PROBED,
     OBSERVING,
+    PROBED,
+    PROBES,
     WITH_METRICS,
     WITHOUT_METRICS,
     pruning_gains,
@@ -133,6 +136,20 @@ def watching(results: Results) -> str:
     return _table(["", "median (range)"], rows)
 
 
+def probing(results: Results) -> str:
+    run = results.run(PROBES)
+    if run is None:
+        return _MISSING
+    figures = {name: run.document["contenders"][name]["figures"]["W2"] for name in (PROBED, NOT_PROBED)}
+    rows = [
+        ["W2 with probes, tokens/s", _spread(figures[PROBED][FIGURES["W2"]])],
+        ["W2 without", _spread(figures[NOT_PROBED][FIGURES["W2"]])],
+        ["with over without", _ratio(run.ratio("W2", FIGURES["W2"], NOT_PROBED, of=PROBED), digits=3)],
+        ["probes, of all tokens computed", _spread(figures[PROBED]["background_share"], 1, 100) + " %"],
+    ]
+    return _table(["", "median (range)"], rows)
+
+
 def growth(results: Results) -> str:
     run = results.run("peers-growth")
     return _MISSING if run is None else _curve(run, "streams", {"output tokens/s": FIGURES["W2"]})
@@ -208,6 +225,7 @@ TABLES: Mapping[str, Table] = {
     "pruning": pruning,
     "service": service,
     "watching": watching,
+    "probing": probing,
     "growth": growth,
     "context": context,
     "roofline": roofline,

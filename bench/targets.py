@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from bench.costs import Geometry
 from bench.results import OURS, Results, Run
 
-ALONE, OBSERVING = "alone", "observing"
+ALONE, OBSERVING, PROBES = "alone", "observing", "probes"
 WITH_METRICS, WITHOUT_METRICS = "with metrics", "without"
+PROBED, NOT_PROBED = "with", "without"
 # What counts in each workload.
 FIGURES = {
     "W1": "decode_tokens_per_second",
@@ -48,6 +49,10 @@ def verdicts(results: Results) -> Iterator[Verdict]:
         yield from _service(alone)
     if observing := results.run(OBSERVING):
         yield from _watching(observing)
+    if probing := results.run(PROBES):
+        kept = probing.ratio("W2", FIGURES["W2"], NOT_PROBED, of=PROBED)["median"]
+        budget = probing.document["budget"]
+        yield Verdict(f"W2 with probes over W2 without, at a budget of {budget:.0%}", 1 - budget, kept)
 
 
 def _against_best(run: Run, name: str, cell: str, wanted: float) -> Verdict:

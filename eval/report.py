@@ -104,9 +104,10 @@ def _fate(results: StudyResults, strategy: Strategy) -> str:
 
 
 def _accuracy(results: StudyResults) -> str:
-    return _by_sparsity(results, _share) + (
-        f"\n\nShare of the items solved, with the {results.threshold.confidence:.0%} Wilson interval."
-    )
+    text = f"Share of the items solved, with the {results.threshold.confidence:.0%} Wilson interval."
+    if any(len(results.of(strategy)) < len(results.sparsities) for strategy in results.strategies):
+        text += " A dash: not all items have been asked yet."
+    return f"{_by_sparsity(results, _share)}\n\n{text}"
 
 
 def _comparison(results: StudyResults) -> str:
@@ -241,13 +242,12 @@ def _runs(runs: Sequence[StudyRun]) -> str:
 
 def _by_sparsity(results: StudyResults, cell: Callable[[CellResult], str], *, dense: bool = True) -> str:
     """Strategies down, sparsities across."""
-    sparsities = sorted({c.sparsity for c in results.cells[1:]})
-    head = ["strategy", *(["0"] if dense else []), *(f"{s:g}" for s in sparsities)]
+    head = ["strategy", *(["0"] if dense else []), *(f"{s:g}" for s in results.sparsities)]
     rows = []
     for strategy in results.strategies:
         found = {c.sparsity: cell(c) for c in results.of(strategy)}
         first = [cell(results.dense)] if dense else []
-        rows.append([strategy.name, *first, *(found.get(s, "-") for s in sparsities)])
+        rows.append([strategy.name, *first, *(found.get(s, "-") for s in results.sparsities)])
     return _table(head, rows)
 
 

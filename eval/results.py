@@ -115,6 +115,11 @@ class StudyResults:
     def dense(self) -> CellResult:
         return self.cells[0]
 
+    @property
+    def sparsities(self) -> list[float]:
+        """Of any strategy, rising, without the dense model's 0."""
+        return sorted({cell.sparsity for cell in self.cells[1:]})
+
     def of(self, strategy: Strategy) -> list[CellResult]:
         """A strategy's cells by rising sparsity, the dense model not among them."""
         return [cell for cell in self.cells[1:] if cell.strategy == strategy.name]

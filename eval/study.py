@@ -92,8 +92,15 @@ class Study:
         finally:
             if incomplete:
                 self._journal.add(RunLine(command=self._command, seconds=time.monotonic() - started))
+        return self.complete(subjects)
+
+    def complete(self, subjects: Sequence[Subject]) -> list[Cell]:
+        """The cells of which the journal has every answer, in the order of subjects and rising sparsities."""
         return [
-            self._cell(subject, sparsity) for subject in subjects for sparsity in sorted(subject.sparsities)
+            self._cell(subject, sparsity)
+            for subject in subjects
+            for sparsity in sorted(subject.sparsities)
+            if self._is_complete(subject, sparsity)
         ]
 
     async def _complete(self, subject: Subject, bar: "tqdm[Any]", *, timed: bool) -> None:
@@ -148,6 +155,11 @@ class Study:
 
     def _unmeasured(self, subject: Subject) -> list[float]:
         return [s for s in subject.sparsities if self._key(subject, s) not in self._journal.variants]
+
+    def _is_complete(self, subject: Subject, sparsity: float) -> bool:
+        key = self._key(subject, sparsity)
+        answers = self._journal.answers
+        return key in self._journal.variants and all((key, item) in answers for item in self._items)
 
     def _cell(self, subject: Subject, sparsity: float) -> Cell:
         key = self._key(subject, sparsity)

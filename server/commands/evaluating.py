@@ -16,8 +16,8 @@ from eval.provenance import provenance
 from eval.report import threshold_sentence, write_report
 from eval.results import StudyResults, StudyRun, score, summarise
 from eval.results import save as save_results
-from eval.study import Study
-from eval.subject import Strategy, VariantFacts
+from eval.study import Cell, Study
+from eval.subject import Strategy, Subject, VariantFacts
 from eval.task import Task, TaskItem
 from eval.tasks.registry import open_task
 from pruning.checkpoint import default_cache_dir
@@ -35,6 +35,10 @@ SERVED = Strategy("as served", "unknown", "forward")
 
 class OutputError(SecateurError):
     """A result cannot be written."""
+
+
+class NotYetError(SecateurError):
+    """An interrupted study has too little to tell."""
 
 
 def evaluate(settings: EvalSettings) -> Evaluation:
@@ -71,7 +75,7 @@ def study(settings: StudySettings) -> str:
     try:
         save_results(results, directory / RESULTS)
         told.append(str(write_report(results, directory)))
-        if local is not None and results.threshold.could_be_shown:
+        if local is not None and results.threshold.could_be_shown and not settings.so_far:
             told.append(f"safe sparsity for `secateur serve`: {_keep(settings, local, results)}")
     except OSError as error:
         raise OutputError(f"cannot write what was found in {directory}: {error}") from error
@@ -149,10 +153,10 @@ async def _study(
         progress=True,
     )
     if local is not None:
-        cells = await study.run(local.subjects)
+        cells = await _cells(study, local.subjects, settings)
     else:
         async with _endpoint(settings) as endpoint:
-            cells = await study.run([_served(endpoint, settings)])
+            cells = await _cells(study, [_served(endpoint, settings)], settings)
     return summarise(
         cells,
         model={"name": settings.model} if local is None else local.model,
@@ -168,6 +172,20 @@ async def _study(
         provenance=provenance(),
         runs=[StudyRun(run.command, run.seconds) for run in journal.runs],
     )
+
+
+async def _cells(study: Study, subjects: Sequence[Subject], settings: StudySettings) -> list[Cell]:
+    """All of them, or with --so-far those that are there: at the least the dense model, and one beside it."""
+    if not settings.so_far:
+        return await study.run(subjects)
+    cells = study.complete(subjects)
+    first = [cell for cell in cells if cell.strategy == subjects[0].strategy]
+    if len(first) < 2 or first[0].sparsity:
+        raise NotYetError(
+            "nothing to report yet: there must be an answer to every item by the dense model and, at one "
+            f"sparsity at least, by {subjects[0].strategy.name}; run the study on without --so-far"
+        )
+    return cells
 
 
 def _keep(settings: StudySettings, local: LocalStudy, results: StudyResults) -> Path:

@@ -79,8 +79,14 @@ def read_safe_sparsity(cache_dir: Path, ranking_digest: str, allocation: Allocat
 def write_safe_sparsity(
     cache_dir: Path, ranking_digest: str, allocation: Allocation, found: SafeSparsity
 ) -> Path:
-    """Keeps `found` for variants of this ranking and allocation, over what was there. Raises OSError."""
+    """Keeps `found` for variants of this ranking and allocation, over what was there. Raises OSError.
+
+    The latest study counts, for its user has chosen task and tolerance; if it saw less, that is logged.
+    """
     path = _path(cache_dir, ranking_digest, allocation)
+    before = read_safe_sparsity(cache_dir, ranking_digest, allocation)
+    if before is not None and before.items > found.items:
+        logger.warning("what %s held until now came of more items: %s", path, before)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, f"{found.model_dump_json(indent=2)}\n".encode())
     return path

@@ -55,6 +55,9 @@ class ExperimentSettings(BaseSettings):
     reverse: bool = Field(True, description="also remove the most useful neurons first")
     tolerance: Share = Field(0.03, gt=0, lt=0.5, description="accuracy that a safe variant may lose")
     confidence: float = Field(0.95, ge=0.5, lt=1, description="of the intervals, and of what is called safe")
+    so_far: bool = Field(
+        False, description="ask nothing: report on the cells that an interrupted study has completed"
+    )
     out: Path | None = Field(
         None, description="directory of report and answers so far; default: studies/MODEL-TASK"
     )

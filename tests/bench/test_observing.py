@@ -10,7 +10,7 @@ from bench.measure import spread, summary
 from bench.observing import Timed, watching
 from bench.results import Results
 from bench.tables import TABLES
-from bench.targets import FIGURES, WITH_METRICS, WITHOUT_METRICS, verdicts
+from bench.targets import FIGURES, NOT_PROBED, PROBED, WITH_METRICS, WITHOUT_METRICS, verdicts
 from server.engine.stats import StepStats
 from server.monitoring.metrics import Metrics
 from tests.tiny import tiny_checkpoint
@@ -68,3 +68,17 @@ def test_the_page_tells_what_was_lost(tmp_path: Path) -> None:
     found = [(verdict.measured, verdict.reached) for verdict in verdicts(Results(tmp_path))]
     assert found == [(25, False), (150, True), (pytest.approx(0.9975), True)]
     assert "| 0.998 " in TABLES["watching"](Results(tmp_path))
+
+
+@pytest.mark.parametrize(("probed", "kept"), [(98.5, True), (97.0, False)])
+def test_the_page_tells_what_probes_cost(tmp_path: Path, probed: float, kept: bool) -> None:
+    def rounds(speed: float, share: float) -> dict:
+        return {"figures": {"W2": summary([{FIGURES["W2"]: speed, "background_share": share}])}}
+
+    contenders = {PROBED: rounds(probed, 0.02), NOT_PROBED: rounds(100.0, 0.0)}
+    (tmp_path / "probes.json").write_text(json.dumps({"budget": 0.02, "contenders": contenders}))
+    [verdict] = verdicts(Results(tmp_path))
+    assert (verdict.reached, verdict.wanted) == (kept, 0.98)
+    table = TABLES["probing"](Results(tmp_path))
+    assert f"| {probed / 100:.3f} " in table
+    assert "| probes, of all tokens computed | 2.0 " in table

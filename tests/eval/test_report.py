@@ -61,6 +61,13 @@ def test_tables_hold_the_figures(results: StudyResults) -> None:
     assert "cpu a CPU; cores 2; memory 16 GiB" in page
 
 
+def test_what_was_not_asked_yet_is_a_dash(results: StudyResults) -> None:
+    assert "not all items have been asked yet" not in render(results, [])
+    page = render(replace(results, cells=results.cells[:-1]), [])
+    assert "| taylor2, reversed | 90.0% (85.1 to 93.4) | 2.0% (0.8 to 5.0) | - |" in page
+    assert "not all items have been asked yet" in page
+
+
 def test_it_says_by_which_commands_and_in_what_time(results: StudyResults) -> None:
     assert "| how |" not in render(results, [])
     runs = (StudyRun("secateur study --a", 3_600.0), StudyRun("secateur study --a", 59.6))

@@ -160,6 +160,26 @@ def test_only_the_first_strategy_is_timed(tmp_path: Path) -> None:
     assert asked[1].rounds == 0
 
 
+def test_cells_that_are_complete_can_be_told_before_the_others_are(tmp_path: Path) -> None:
+    run(tmp_path / "j", [FakeSubject(GOOD, {0.0: 0.9, 0.1: 0.9})])
+    with pytest.raises(GenerateError):  # sparsest first: 0.3 is complete then, and 0.2 begun
+        run(tmp_path / "j", subjects(lives=ITEMS + 10))
+    with open_journal(tmp_path / "j") as journal:
+        study = Study(
+            ParityTask("d"),
+            ParityTask("d").evaluation(ITEMS, 0),
+            journal,
+            {"stop_on_loop": True},
+            command="",
+            at_once=1,
+            grades_at_once=1,
+            progress=False,
+        )
+        cells = study.complete(subjects())
+    assert [(c.strategy, c.sparsity) for c in cells] == [(GOOD, 0.0), (GOOD, 0.1), (GOOD, 0.3)]
+    assert all(len(c.answers) == ITEMS for c in cells)
+
+
 def test_damaged_lines_are_set_aside(tmp_path: Path) -> None:
     journal = tmp_path / "answers.jsonl"
     whole = run(journal, subjects())

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -169,6 +170,22 @@ def test_a_study_of_a_server_has_its_sparsities(live: Live, tmp_path: Path) -> N
     found = load(tmp_path / "results.json")
     assert [cell.variant for cell in found.cells] == ["tiny:s0", "tiny:s10", "tiny:s20"]
     assert main([*arguments, "--sparsities", "0.3"]) == EXIT_FAILED
+
+
+def test_what_an_interrupted_study_has_completed_can_be_told(
+    cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = study_arguments(cache, tmp_path / "study", "--items", "16", "--no-reverse")
+    own_cache = ["--cache-dir", str(tmp_path / "cache"), "--tolerance", "0.3"]
+    assert main([*arguments, *own_cache, "--so-far"]) == EXIT_FAILED
+    assert "nothing to report yet" in capsys.readouterr().err
+    assert main([*arguments, *own_cache, "--sparsities", "0.1", "--random-seeds", ""]) == 0
+    shutil.rmtree(tmp_path / "cache" / "safety")
+
+    assert main([*arguments, *own_cache, "--so-far"]) == 0
+    found = load(tmp_path / "study" / "results.json")
+    assert [(cell.strategy, cell.sparsity) for cell in found.cells] == [("taylor2", 0.0), ("taylor2", 0.1)]
+    assert not (tmp_path / "cache" / "safety").exists(), "a part says nothing of what is safe"
 
 
 def test_serve_finds_the_safe_sparsity_of_a_study(cache: Path, tmp_path: Path) -> None:

@@ -40,6 +40,15 @@ def test_the_last_study_counts_and_leaves_nothing_else_behind(tmp_path: Path) ->
     assert list(path.parent.iterdir()) == [path]
 
 
+@pytest.mark.parametrize(("items", "told"), [(499, True), (500, False), (501, False)])
+def test_a_smaller_study_that_takes_the_place_of_a_larger_one_is_logged(
+    tmp_path: Path, items: int, told: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_safe_sparsity(tmp_path, RANKING, "global", FOUND)
+    write_safe_sparsity(tmp_path, RANKING, "global", FOUND.model_copy(update={"items": items}))
+    assert ("came of more items" in caplog.text) == told
+
+
 @pytest.mark.parametrize("content", [b"", b"{}", b"\xff", b'{"sparsity": 1.0}'])
 def test_a_damaged_file_is_told_and_not_used(
     tmp_path: Path, content: bytes, caplog: pytest.LogCaptureFixture
