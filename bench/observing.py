@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import torch
 from tokenizers import Tokenizer
 
 from bench.environment import provenance
@@ -26,7 +25,7 @@ from bench.servers import LOGS, print_result, running, secateur
 from bench.targets import WITH_METRICS, WITHOUT_METRICS
 from bench.workloads import CONCURRENCY, NEW_TOKENS, Workloads
 from pruning.checkpoint import open_checkpoint
-from pruning.ranking import rank
+from pruning.ranking import unranked
 from server.engine.async_engine import AsyncEngine
 from server.engine.request import RequestStats, SamplingParams
 from server.engine.stats import EngineObserver, StepStats
@@ -180,8 +179,7 @@ async def _engine(model: Path) -> AsyncIterator[tuple[AsyncEngine, Variant, Toke
     settings = load_settings(ServeSettings, options)
     checkpoint = open_checkpoint(str(model), LOGS)
     architecture = checkpoint.architecture
-    scores = torch.zeros(architecture.num_layers, architecture.intermediate_size)
-    ranking = rank(scores, score="none", profile_digest="none")
+    ranking = unranked(architecture.num_layers, architecture.intermediate_size)
     engine, builder = load_sizes(checkpoint, ranking, "uniform", (0.0,), engine_config(settings, checkpoint))
     tokenizer = checkpoint.tokenizer().backend_tokenizer
     running = AsyncEngine(engine, tokenizer, Unobserved())

@@ -50,9 +50,7 @@ def verdicts(results: Results) -> Iterator[Verdict]:
     if observing := results.run(OBSERVING):
         yield from _watching(observing)
     if probing := results.run(PROBES):
-        kept = probing.ratio("W2", FIGURES["W2"], NOT_PROBED, of=PROBED)["median"]
-        budget = probing.document["budget"]
-        yield Verdict(f"W2 with probes over W2 without, at a budget of {budget:.0%}", 1 - budget, kept)
+        yield _probing(probing)
 
 
 def _against_best(run: Run, name: str, cell: str, wanted: float) -> Verdict:
@@ -140,3 +138,9 @@ def _watching(run: Run) -> Iterator[Verdict]:
     yield Verdict("their page", 200, scraping["bytes"] / 1e3, "kB", at_most=True)
     kept = run.ratio("W2", FIGURES["W2"], WITHOUT_METRICS, of=WITH_METRICS)["median"]
     yield Verdict("W2 with metrics over W2 without", 0.99, kept)
+
+
+def _probing(run: Run) -> Verdict:
+    kept = run.ratio("W2", FIGURES["W2"], NOT_PROBED, of=PROBED)["median"]
+    budget = run.document["budget"]
+    return Verdict(f"W2 with probes over W2 without, at a budget of {budget:.0%}", 1 - budget, kept)

@@ -124,42 +124,45 @@ class Study:
     async def _measure(self, subject: Subject, model: StudiedModel, *, timed: bool) -> None:
         """What the variants cost and, if `timed`, how fast each is by itself, before anything else runs."""
         unmeasured = self._unmeasured(subject)
-        prompts = [item.prompt for item in self._items.values()]
-        prompts = (prompts * TIMED_REQUESTS)[:TIMED_REQUESTS]
-        speeds: dict[float, list[float]] = {sparsity: [] for sparsity in unmeasured}
-        for _ in range(
-            TIMED_ROUNDS if timed else 0
-        ):  # in turns: what else the machine does meets all of them
-            for sparsity in unmeasured:
-                speed = await model.tokens_per_second(sparsity, prompts, max_tokens=TIMED_TOKENS)
-                if speed is not None:
-                    speeds[sparsity].append(speed)
+        speeds = await self._speeds(model, unmeasured) if timed else {}
         for sparsity in unmeasured:
             self._journal.add(
                 VariantLine(
                     cell=self._key(subject, sparsity),
                     facts=model.facts(sparsity),
-                    tokens_per_second=statistics.median(speeds[sparsity]) if speeds[sparsity] else None,
+                    tokens_per_second=speeds.get(sparsity),
                 )
             )
+
+    async def _speeds(self, model: StudiedModel, sparsities: Sequence[float]) -> dict[float, float]:
+        """Tokens a second by sparsity, without those that the model cannot time."""
+        prompts = [item.prompt for item in self._items.values()]
+        prompts = (prompts * TIMED_REQUESTS)[:TIMED_REQUESTS]
+        rounds: dict[float, list[float]] = {sparsity: [] for sparsity in sparsities}
+        for _ in range(TIMED_ROUNDS):  # in turns: what else the machine does meets all of them
+            for sparsity in sparsities:
+                speed = await model.tokens_per_second(sparsity, prompts, max_tokens=TIMED_TOKENS)
+                if speed is not None:
+                    rounds[sparsity].append(speed)
+        return {sparsity: statistics.median(speeds) for sparsity, speeds in rounds.items() if speeds}
 
     def _missing(self, subject: Subject) -> list[tuple[float, str]]:
         """Sparsest first: their answers are the longest, and at the end the batch should not run empty."""
         return [
             (sparsity, item)
             for sparsity in sorted(subject.sparsities, reverse=True)
-            for cell in [self._key(subject, sparsity)]
-            for item in self._items
-            if (cell, item) not in self._journal.answers
+            for item in self._unanswered(self._key(subject, sparsity))
         ]
+
+    def _unanswered(self, cell: str) -> list[str]:
+        return [item for item in self._items if (cell, item) not in self._journal.answers]
 
     def _unmeasured(self, subject: Subject) -> list[float]:
         return [s for s in subject.sparsities if self._key(subject, s) not in self._journal.variants]
 
     def _is_complete(self, subject: Subject, sparsity: float) -> bool:
-        key = self._key(subject, sparsity)
-        answers = self._journal.answers
-        return key in self._journal.variants and all((key, item) in answers for item in self._items)
+        cell = self._key(subject, sparsity)
+        return cell in self._journal.variants and not self._unanswered(cell)
 
     def _cell(self, subject: Subject, sparsity: float) -> Cell:
         key = self._key(subject, sparsity)

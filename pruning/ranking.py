@@ -55,6 +55,11 @@ class Ranking:
         )
 
 
+def unranked(num_layers: int, num_neurons: int) -> Ranking:
+    """The checkpoint's own order, for a model that keeps all its neurons: no profile is needed."""
+    return rank(torch.zeros(num_layers, num_neurons), score="none", profile_digest="none")
+
+
 def rank(
     scores: Tensor,
     *,

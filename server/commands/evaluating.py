@@ -20,10 +20,10 @@ from eval.study import Cell, Study
 from eval.subject import Strategy, Subject, VariantFacts
 from eval.task import Task, TaskItem
 from eval.tasks.registry import open_task
-from pruning.checkpoint import default_cache_dir
 from pruning.errors import SecateurError
 from server.cli import command_line
 from server.judging.subjects import LocalStudy, local_study, local_variant
+from server.loading.profiles import cache_directory
 from server.loading.safety import SafeSparsity, write_safe_sparsity
 from server.settings import EvalSettings, SettingsError, StudySettings
 
@@ -198,8 +198,7 @@ def _keep(settings: StudySettings, local: LocalStudy, results: StudyResults) -> 
         items=threshold.items,
         measured_at=results.provenance.measured_at,
     )
-    cache_dir = settings.cache_dir or default_cache_dir()
-    return write_safe_sparsity(cache_dir, local.ranking.digest, local.allocation, found)
+    return write_safe_sparsity(cache_directory(settings), local.ranking.digest, local.allocation, found)
 
 
 def _served(endpoint: Endpoint, settings: StudySettings) -> ServedSubject:

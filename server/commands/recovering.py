@@ -10,7 +10,6 @@ import torch
 
 from eval.provenance import provenance
 from eval.tasks.registry import open_calibration
-from pruning.checkpoint import default_cache_dir
 from pruning.delta import load_delta
 from pruning.errors import DeltaError
 from pruning.files import write_atomically
@@ -27,7 +26,7 @@ from pruning.recovery.training import TrainingSettings
 from pruning.widths import widths_at
 from server.loading.dense_answers import dense_answers
 from server.loading.devices import resolve_device, resolve_dtype
-from server.loading.profiles import memory_bound, open_model
+from server.loading.profiles import cache_directory, memory_bound, open_model
 from server.loading.rankings import ranked
 from server.settings import RecoverSettings
 
@@ -50,7 +49,7 @@ def recover_variants(settings: RecoverSettings) -> tuple[list[Path], Recovery]:
     known = ranked(settings, checkpoint)
     prompts = [item.prompt for item in source.calibration(settings.num_prompts, settings.seed)]
     how = _recovery_settings(settings)
-    cache_dir = settings.cache_dir or default_cache_dir()
+    cache_dir = cache_directory(settings)
     answers = dense_answers(
         checkpoint,
         prompts,

@@ -23,7 +23,7 @@ from eval.probes import Identity
 from eval.task import Task, TaskError
 from eval.tasks.registry import open_task
 from eval.verdicts import Criterion
-from pruning.checkpoint import Checkpoint, default_cache_dir
+from pruning.checkpoint import Checkpoint
 from pruning.ranking import Ranking
 from pruning.widths import Allocation
 from server import __version__
@@ -36,7 +36,7 @@ from server.judging.guarding import EngineCompare
 from server.judging.probing import EngineGenerate, ProbesOff, Probing
 from server.judging.shadow import ShadowScorer
 from server.loading.deltas import read_delta
-from server.loading.profiles import open_model
+from server.loading.profiles import cache_directory, open_model
 from server.loading.rankings import ranked
 from server.loading.safety import SafeMargin, safe_margin
 from server.loading.sizes import engine_config, load_sizes
@@ -109,8 +109,7 @@ def load_model(settings: ServeSettings, checkpoint: Checkpoint) -> LoadedModel:
     config = engine_config(settings, checkpoint)
     known = ranked(settings, checkpoint)
     ranking, allocation = known.ranking, known.allocation
-    cache_dir = settings.cache_dir or default_cache_dir()
-    margin = safe_margin(settings.safe_sparsity, cache_dir, ranking.digest, allocation)
+    margin = safe_margin(settings.safe_sparsity, cache_directory(settings), ranking.digest, allocation)
     _check_default(settings, margin)
     engine, registry = load_variants(settings, checkpoint, ranking, allocation, config)
     return LoadedModel(checkpoint, ranking, margin, engine, registry)
@@ -214,7 +213,7 @@ def assemble(
     if isinstance(task, ProbesOff):
         probing = task
     else:
-        store = EvidenceStore((settings.cache_dir or default_cache_dir()) / "evidence.sqlite")
+        store = EvidenceStore(cache_directory(settings) / "evidence.sqlite")
         compare = EngineCompare(async_engine, registry, prompt_tokenizer, metrics.probed)
         probing = Probing(
             task,

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from eval.generate import Answer, AnswerEnd, GenerateError
 from pruning.errors import SecateurError
-from server.engine.async_engine import AsyncEngine
+from server.engine.async_engine import AsyncEngine, RequestStream
 from server.engine.request import FinishReason, SamplingParams
 from server.engine.variant import Variant
 from server.tokenization import PromptTokenizer
@@ -29,7 +29,28 @@ async def answer(
     request_id: str,
     priority: int = 0,
 ) -> Answer:
-    """Asks one user message. However it ends, nothing of it is left in the engine.
+    """Asks one user message.
+
+    Raises:
+        GenerateError: as `ask`.
+    """
+    stream, text, reason = await ask(
+        engine, tokenizer, prompt, variant, sampling, request_id=request_id, priority=priority
+    )
+    return Answer(text, _ENDS[reason], stream.num_prompt_tokens, stream.num_generated_tokens)
+
+
+async def ask(
+    engine: AsyncEngine,
+    tokenizer: PromptTokenizer,
+    prompt: str,
+    variant: Variant,
+    sampling: SamplingParams,
+    *,
+    request_id: str,
+    priority: int,
+) -> tuple[RequestStream, str, FinishReason]:
+    """One user message's stream at its end, its text and why it ended. Nothing of it is left in the engine.
 
     Raises:
         GenerateError: it was refused, the engine died, or it is being stopped.
@@ -54,4 +75,4 @@ async def answer(
         raise GenerateError(f"{variant.name} gave no answer: {error}") from error
     if reason is None:
         raise GenerateError(f"{variant.name}'s answer was cut off: the server is shutting down")
-    return Answer(text, _ENDS[reason], stream.num_prompt_tokens, stream.num_generated_tokens)
+    return stream, text, reason

@@ -11,6 +11,7 @@ from server.engine.async_engine import AsyncEngine
 from server.engine.request import BACKGROUND, SamplingParams
 from server.engine.variant import Variant
 from server.judging.agreement import agreement
+from server.judging.answering import ask
 from server.judging.rescoring import RECORDED_LOGPROBS, Recording, rescore
 from server.tokenization import PromptTokenizer
 from server.variants import VariantRegistry
@@ -56,26 +57,16 @@ class EngineCompare:
         return Compared(tokens * (1 + len(likeness)), likeness)
 
     async def _record(self, prompt: str, variant: Variant, max_tokens: int, request_id: str) -> Recording:
-        reason = None
-        try:
-            stream = self._engine.submit(
-                request_id=request_id,
-                prompt_token_ids=await self._tokenizer.encode_chat([{"role": "user", "content": prompt}]),
-                variant=variant,
-                sampling=SamplingParams(
-                    max_tokens=max_tokens, temperature=0.0, recorded_logprobs=RECORDED_LOGPROBS
-                ),
-                priority=BACKGROUND,
-            )
-            try:
-                async for delta in stream:
-                    reason = delta.finish_reason
-            finally:
-                stream.abort()
-        except SecateurError as error:
-            raise GenerateError(f"{variant.name} gave no answer: {error}") from error
-        if reason is None:
-            raise GenerateError(f"{variant.name}'s answer was cut off: the server is shutting down")
+        sampling = SamplingParams(max_tokens=max_tokens, temperature=0.0, recorded_logprobs=RECORDED_LOGPROBS)
+        stream, _, _ = await ask(
+            self._engine,
+            self._tokenizer,
+            prompt,
+            variant,
+            sampling,
+            request_id=request_id,
+            priority=BACKGROUND,
+        )
         return Recording.of(stream, max_tokens)
 
     async def _likeness(self, recording: Recording, variant: Variant, request_id: str) -> Likeness | None:

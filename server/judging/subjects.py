@@ -15,7 +15,7 @@ from eval.task import Task, TaskItem
 from pruning.answers import prompt_token_ids
 from pruning.checkpoint import Checkpoint
 from pruning.profile import SelectivityProfile
-from pruning.ranking import Ranking, rank
+from pruning.ranking import Ranking, rank, unranked
 from pruning.scores import SCORES, Score, random_score
 from pruning.widths import Allocation
 from server.engine.config import EngineConfig
@@ -88,10 +88,8 @@ def local_variant(settings: EvalSettings, task: Task, items: Sequence[TaskItem])
     checkpoint = open_model(settings)
     allocation: Allocation = "uniform"
     if settings.sparsity == 0 and settings.delta is None:
-        # All neurons, in whatever order: no profile is needed.
         architecture = checkpoint.architecture
-        scores = torch.zeros(architecture.num_layers, architecture.intermediate_size)
-        ranking = rank(scores, score="none", profile_digest="none")
+        ranking = unranked(architecture.num_layers, architecture.intermediate_size)
     else:
         known = ranked(settings, checkpoint)
         ranking, allocation = known.ranking, known.allocation

@@ -21,7 +21,7 @@ from pruning.calibration import check_lengths
 from pruning.checkpoint import Checkpoint
 from pruning.errors import ProfileError
 from pruning.memory import spare_bytes
-from pruning.ranking import rank
+from pruning.ranking import unranked
 from server.engine.config import Dtype, EngineConfig
 from server.engine.engine import load_engine
 from server.engine.request import Request, SamplingParams
@@ -167,8 +167,8 @@ def _ask(
     """Every prompt with its answer, in the order in which they end."""
     architecture = checkpoint.architecture
     whole = (architecture.intermediate_size,) * architecture.num_layers
-    in_order = rank(torch.zeros(architecture.num_layers, whole[0]), score="none", profile_digest="")
-    engine = load_engine(checkpoint, in_order, whole, config)
+    ranking = unranked(architecture.num_layers, architecture.intermediate_size)
+    engine = load_engine(checkpoint, ranking, whole, config)
     variant = Variant("dense", 0.0, 0.0, whole, engine.parameters(whole), engine.standalone_bytes(whole))
     sampling = SamplingParams(max_tokens=max_new_tokens, temperature=0)
     # The longest first: what is left at the end, when the batch is no longer full, is short.

@@ -32,11 +32,16 @@ logger = logging.getLogger(__name__)
 EMBEDDED_MODELS = Path(__file__).parents[1] / "embedded"
 
 
+def cache_directory(settings: CommonSettings) -> Path:
+    """Where what was measured is kept."""
+    return settings.cache_dir or default_cache_dir()
+
+
 def open_model(settings: CommonSettings) -> Checkpoint:
     """The checkpoint that `settings` names; an embedded model wins over a path. Raises ModelError."""
     embedded = EMBEDDED_MODELS / settings.model
     model = str(embedded) if (embedded / "config.json").is_file() else settings.model
-    return open_checkpoint(model, settings.cache_dir or default_cache_dir())
+    return open_checkpoint(model, cache_directory(settings))
 
 
 def profile_for_serving(settings: ProfiledSettings, checkpoint: Checkpoint) -> SelectivityProfile:
@@ -121,7 +126,7 @@ def measured_answers(
         max_new_tokens,
         device=device,
         dtype=dtype,
-        cache_dir=settings.cache_dir or default_cache_dir(),
+        cache_dir=cache_directory(settings),
         max_memory_bytes=max_memory_bytes,
     )
 
@@ -135,8 +140,8 @@ def cached_path(settings: CommonSettings, checkpoint: Checkpoint) -> Path:
     key = hashlib.sha256(str(checkpoint.path.resolve()).encode()).hexdigest()
     if checkpoint.path.parent == EMBEDDED_MODELS:
         key = checkpoint.fingerprint
-    cache_dir = settings.cache_dir or default_cache_dir()
-    return cache_dir / "profiles" / f"{checkpoint.name}-{settings.task}-{key[:8]}.safetensors"
+    name = f"{checkpoint.name}-{settings.task}-{key[:8]}.safetensors"
+    return cache_directory(settings) / "profiles" / name
 
 
 def measuring_on(settings: CommonSettings) -> tuple[torch.device, torch.dtype]:

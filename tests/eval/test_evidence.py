@@ -170,9 +170,8 @@ def _replaced(old, new):
         _torn,
         _foreign,
         _from_the_future,
-        _replaced(
-            b"CREATE TABLE outcome", b"CREATE T\xffBLE outcome"
-        ),  # sqlite3 cannot decode what it quotes
+        # sqlite3 cannot decode what it quotes
+        _replaced(b"CREATE TABLE outcome", b"CREATE T\xffBLE outcome"),
         _replaced(b"reference_correct INTEGER", b"reference_Xorrect INTEGER"),
         _replaced(b"digest TEXT NOT NULL UNIQUE", b"digest TEXT NOT NULL UNIQXE"),
     ],

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from eval.generate import GenerateError
-from eval.journal import JournalError, VariantLine, open_journal
+from eval.journal import Journal, JournalError, VariantLine, open_journal
 from eval.provenance import provenance
 from eval.results import StudyResults, load, save, summarise
 from eval.study import Cell, Study
@@ -30,23 +30,22 @@ def subjects(**changes: int | float) -> list[FakeSubject]:
 def run(
     journal: Path, asked: list[FakeSubject], items: int = ITEMS, at_once: int = 8, digest: str = "d"
 ) -> list[Cell]:
+    with open_journal(journal) as opened:
+        return asyncio.run(study(opened, items, at_once, digest).run(asked))
+
+
+def study(journal: Journal, items: int = ITEMS, at_once: int = 8, digest: str = "d") -> Study:
     task = ParityTask(digest)
-
-    async def study() -> list[Cell]:
-        with open_journal(journal) as opened:
-            runner = Study(
-                task,
-                task.evaluation(items, 0),
-                opened,
-                {"stop_on_loop": True},
-                command=f"study {items}",
-                at_once=at_once,
-                grades_at_once=2,
-                progress=False,
-            )
-            return await runner.run(asked)
-
-    return asyncio.run(study())
+    return Study(
+        task,
+        task.evaluation(items, 0),
+        journal,
+        {"stop_on_loop": True},
+        command=f"study {items}",
+        at_once=at_once,
+        grades_at_once=2,
+        progress=False,
+    )
 
 
 def results(cells: list[Cell]) -> StudyResults:
@@ -165,17 +164,7 @@ def test_cells_that_are_complete_can_be_told_before_the_others_are(tmp_path: Pat
     with pytest.raises(GenerateError):  # sparsest first: 0.3 is complete then, and 0.2 begun
         run(tmp_path / "j", subjects(lives=ITEMS + 10))
     with open_journal(tmp_path / "j") as journal:
-        study = Study(
-            ParityTask("d"),
-            ParityTask("d").evaluation(ITEMS, 0),
-            journal,
-            {"stop_on_loop": True},
-            command="",
-            at_once=1,
-            grades_at_once=1,
-            progress=False,
-        )
-        cells = study.complete(subjects())
+        cells = study(journal).complete(subjects())
     assert [(c.strategy, c.sparsity) for c in cells] == [(GOOD, 0.0), (GOOD, 0.1), (GOOD, 0.3)]
     assert all(len(c.answers) == ITEMS for c in cells)
 

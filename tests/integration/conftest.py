@@ -40,9 +40,8 @@ def eventually() -> Callable[[Callable[[], bool]], None]:
         deadline = time.monotonic() + WAIT_SECONDS
         while not condition():
             assert time.monotonic() < deadline, "it never happened"
-            time.sleep(
-                0.02
-            )  # often enough; asking all the time would take the machine from what it waits for
+            # Often enough; asking all the time would take the machine from what it waits for.
+            time.sleep(0.02)
 
     return wait
 
