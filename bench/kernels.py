@@ -76,7 +76,8 @@ class Layers:
         max_len = num_blocks * BLOCK_SIZE
         self.cos, self.sin = torch.ones(max_len, HEAD_DIM), torch.zeros(max_len, HEAD_DIM)
         self.model = ModelStruct(
-            *(HIDDEN, HEADS, KV_HEADS, HEAD_DIM, BLOCK_SIZE, 1e-6, self.cos.data_ptr(), self.sin.data_ptr())
+            *(HIDDEN, HEADS, KV_HEADS, HEAD_DIM, BLOCK_SIZE, LIBRARY.matrix_unit(), 1e-6),
+            *(self.cos.data_ptr(), self.sin.data_ptr()),
         )
 
     def mlp(self, name: str, widths: Sequence[int]) -> Work:

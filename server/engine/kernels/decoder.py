@@ -74,6 +74,7 @@ class CompiledDecoder:
             kv_heads=geometry.num_kv_heads,
             head_dim=geometry.head_dim,
             block_size=block_size,
+            matrix=library.matrix_unit(),
             eps=geometry.norm_eps,
             cos=cos.data_ptr(),
             sin=sin.data_ptr(),

@@ -22,7 +22,7 @@ class ModelStruct(ctypes.Structure):
     """`Model` of src/model.h; tables and shapes are explained there."""
 
     _fields_ = (
-        *((name, c_int32) for name in ("hidden", "heads", "kv_heads", "head_dim", "block_size")),
+        *((name, c_int32) for name in ("hidden", "heads", "kv_heads", "head_dim", "block_size", "matrix")),
         ("eps", c_float),
         ("cos", c_void_p),
         ("sin", c_void_p),
@@ -107,6 +107,7 @@ class KernelLibrary:
             return found
 
         self.supported = function("supported", returns=c_int)
+        self.matrix_unit = function("matrix_unit", returns=c_int)
         self.struct_bytes = function("struct_bytes", c_int, returns=c_int64)
         self.pack = function(
             "pack",

@@ -76,7 +76,8 @@ class Case:
         )
         self.kv = PackedKV(self.num_blocks, self.block_size, self.kv_heads, self.head_dim)
         self.model = ModelStruct(
-            *(self.hidden, self.heads, self.kv_heads, self.head_dim, self.block_size, EPS),
+            *(self.hidden, self.heads, self.kv_heads, self.head_dim, self.block_size),
+            *(self.library.matrix_unit(), EPS),
             *(self.cos.data_ptr(), self.sin.data_ptr()),
         )
         self.struct = layer_struct(self.layer, self.kv, self.window)

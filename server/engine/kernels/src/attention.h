@@ -201,7 +201,7 @@ inline void finish(const Model& model, const Batch& batch, const AttentionTile& 
     const __m512 share = _mm512_set1_ps(1.f / state.total[i]);
     for (int d = 0; d < model.head_dim; d += kLanes) {
       const __m512 values = _mm512_mul_ps(_mm512_loadu_ps(state.output + i * model.head_dim + d), share);
-      store_packed(values, to.tile(*at), at->rows, token - at->first, (head * model.head_dim + d) / 2);
+      to.store(values, *at, token - at->first, (head * model.head_dim + d) / 2);
     }
   }
 }

@@ -21,7 +21,7 @@ struct Scratch {
 
   Scratch(Workspace& memory, const Model& model, int tokens, int neurons_held, int rank_pairs, int threads) {
     const auto rows = [&](int columns) {
-      return PackedRows{memory.take<Pair>(static_cast<size_t>(tokens) * columns / 2), columns / 2};
+      return PackedRows{memory.take<Pair>(tokens * PackedRows::room(columns / 2)), columns / 2};
     };
     normed = rows(model.hidden);
     attended = rows(model.heads * model.head_dim);
@@ -87,14 +87,14 @@ inline void attend_and_project(const Team& team, const Model& model, const Layer
 // residual += mlp(norm(residual)) of layer `index`. widths: [tokens], of this layer.
 inline void mlp_block(const Team& team, const Model& model, const Layer& layer, const Batch& batch, int index,
                       const int32_t* widths, const Scratch& scratch) {
-  const RowTiles tiles = make_tiles(batch.tokens, widths, batch.groups, batch.group_ends);
+  const RowTiles tiles = make_tiles(model.matrix, batch.tokens, widths, batch.groups, batch.group_ends);
   float* sums = scratch.sums + static_cast<size_t>(team.id) * batch.tokens * kPanel;
   rms_norm(team, batch.residual, layer.mlp_norm, model.hidden, model.eps, tiles, scratch.normed);
   team.barrier();
   const PackedRows neurons{scratch.neurons.data, layer.neurons / 2};
   const MapDeltas to_neurons = deltas_of(team, batch, index, &LayerDelta::gate_up, scratch.normed, model.hidden / 2,
                                          tiles, false, scratch, sums);
-  gate_up(team, layer.gate_up, scratch.normed, tiles, widths, neurons, to_neurons);
+  gate_up(team, layer.gate_up, scratch.normed, tiles, widths, neurons, sums, to_neurons);
   team.barrier();
   const MapDeltas to_down =
       deltas_of(team, batch, index, &LayerDelta::down, neurons, layer.neurons / 2, tiles, true, scratch, sums);

@@ -54,7 +54,7 @@ inline void multiply_head(const Model& model, const float* hidden, int count, co
                           void* workspace, int threads, Destinations destination) {
   Workspace memory(workspace);
   const Scratch scratch(memory, model, count, 0, 0, threads);
-  const RowTiles tiles = make_tiles(count, nullptr);
+  const RowTiles tiles = make_tiles(model.matrix, count, nullptr);
   Meeting meeting(threads);
 #pragma omp parallel num_threads(threads)
   {

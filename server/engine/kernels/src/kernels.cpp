@@ -18,6 +18,9 @@ SECATEUR_EXPORT int secateur_supported() {
          __builtin_cpu_supports("avx512bf16");
 }
 
+// Whether there is a matrix unit to multiply with (Model::matrix); asks the system for it.
+SECATEUR_EXPORT int secateur_matrix_unit() { return request_matrix_unit(); }
+
 // Bytes of the structures that Python hands over, one after the other: those of another build have other fields.
 SECATEUR_EXPORT int64_t secateur_struct_bytes(int index) {
   constexpr int64_t bytes[] = {sizeof(Model), sizeof(Layer), sizeof(LayerDelta), sizeof(Batch)};
@@ -73,7 +76,7 @@ SECATEUR_EXPORT void secateur_attention_block(const Model* model, const Layer* l
                                               void* workspace, int threads) {
   Workspace memory(workspace);
   const Scratch scratch(memory, *model, batch->tokens, layer->neurons, batch->rank_pairs, threads);
-  const RowTiles tiles = make_tiles(batch->tokens, nullptr, batch->groups, batch->group_ends);
+  const RowTiles tiles = make_tiles(model->matrix, batch->tokens, nullptr, batch->groups, batch->group_ends);
   Meeting meeting(threads);
 #pragma omp parallel num_threads(threads)
   {
@@ -103,9 +106,9 @@ SECATEUR_EXPORT void secateur_forward(const Model* model, const Layer* layers, i
   for (int i = 0; i < num_layers; ++i) neurons = std::max(neurons, layers[i].neurons);
   Workspace memory(workspace);
   const Scratch scratch(memory, *model, batch->tokens, neurons, batch->rank_pairs, threads);
-  RowTiles tiles = make_tiles(batch->tokens, nullptr, batch->groups, batch->group_ends);
+  RowTiles tiles = make_tiles(model->matrix, batch->tokens, nullptr, batch->groups, batch->group_ends);
   RowTiles output_tiles;
-  if (outputs) output_tiles = make_tiles(outputs->tokens, nullptr, outputs->groups, outputs->group_ends);
+  if (outputs) output_tiles = make_tiles(model->matrix, outputs->tokens, nullptr, outputs->groups, outputs->group_ends);
   Meeting meeting(threads);
 #pragma omp parallel num_threads(threads)
   {

@@ -62,6 +62,17 @@ struct AddPiece {
   }
 };
 
+// The same on whichever unit a tile is for. A whole tile fetches two lines a pair where it is `alone` with its weights.
+inline void add_piece(const RowTile& tile, const Pair* panel, const Pair* rows, int pairs, float* sums, bool first,
+                      Prefetch prefetch, bool alone) {
+  if (!tile.matrix)
+    for_rows<AddPiece>(tile.rows)(panel, rows, pairs, sums, first, prefetch, alone);
+  else if (alone)
+    multiply_add_matrix<2>(panel, rows, tile.rows, pairs, sums, first, prefetch);
+  else
+    multiply_add_matrix<1>(panel, rows, tile.rows, pairs, sums, first, prefetch);
+}
+
 constexpr long kPrefetchBytes = 8192;  // ahead of the multiplication, where memory is what it waits for
 constexpr int kPiecePairs = 256;       // of a panel (32 KB): stays in the first cache for all tiles
 
@@ -108,13 +119,43 @@ inline void multiply_inner(const Team& team, const MapDeltas& deltas, const Pack
     const int begin = std::max<int>(0, team.begin(panels) - before), end = std::min<int>(own, team.end(panels) - before);
     for (int panel = begin; panel < end; ++panel) {
       const Pair* weights = delta->a + static_cast<size_t>(panel) * pairs * kPanel;
-      for_rows<AddPiece>(tile.rows)(weights, rows.tile(tile), pairs, sums, true, prefetch_for(weights, 0, 0, 1), true);
+      add_piece(tile, weights, rows.tile(tile), pairs, sums, true, prefetch_for(weights, 0, 0, 1), true);
       for (int row = 0; row < tile.rows; ++row)
         for (int half = 0; half < 2; ++half)
-          store_packed(_mm512_load_ps(sums + row * kPanel + half * kLanes), deltas.inner.tile(tile), tile.rows, row,
-                       panel * kLanes + half * kLanes / 2);
+          deltas.inner.store(_mm512_load_ps(sums + row * kPanel + half * kLanes), tile, row,
+                             panel * kLanes + half * kLanes / 2);
     }
     before += own;
+  }
+}
+
+// The first `active` tiles times one panel, deltas included: `sums` [rows][32].
+//
+// weights: the panel, [pairs][32]. depth(tile): how many pairs a tile sums over, never growing along the tiles.
+// number: the panel's.
+template <class Depth>
+inline void multiply_panel(const Pair* weights, int number, const PackedRows& rows, const RowTiles& tiles, int active,
+                           Depth depth, const MapDeltas& deltas, float* sums) {
+  const int longest = depth(tiles.front()), reached = active;
+  const int piece = active == 1 ? longest : kPiecePairs;
+  for (int begin = 0; begin < longest; begin += piece) {
+    const Pair* from = weights + static_cast<size_t>(begin) * kPanel;
+    const long bytes = static_cast<long>(std::min(piece, longest - begin)) * kPanel * sizeof(Pair);
+    while (depth(tiles[active - 1]) <= begin) --active;
+    for (int t = 0; t < active; ++t) {
+      const RowTile& tile = tiles[t];
+      add_piece(tile, from, rows.tile(tile, begin), std::min(piece, depth(tile) - begin), sums + tile.first * kPanel,
+                begin == 0, prefetch_for(from, bytes, t, active), active == 1);
+    }
+  }
+  if (!deltas.any()) return;
+  for (int t = 0; t < reached; ++t) {
+    const RowTile& tile = tiles[t];
+    const LowRank* delta = deltas.of(tile);
+    if (!delta) continue;
+    const Pair* from = delta->b + number * delta->pairs * kPanel;
+    add_piece(tile, from, deltas.inner.tile(tile), static_cast<int>(delta->pairs), sums + tile.first * kPanel, false,
+              prefetch_for(from, 0, 0, 1), false);
   }
 }
 
@@ -128,40 +169,13 @@ template <class To>
 inline void multiply_panels(const Team& team, const Pair* weights, int weight_pairs, const PackedRows& rows,
                             const RowTiles& tiles, bool prefix, const To& to, float* sums,
                             const MapDeltas& deltas = {}) {
-  const int panels = (to.columns + kPanel - 1) / kPanel;
   const auto depth = [&](const RowTile& tile) { return prefix ? tile.blocks * 8 : weight_pairs; };
-  const int longest = depth(tiles.front());
-  const bool alone = tiles.size() == 1;
-  const int piece = alone ? longest : kPiecePairs;
-  team.share_evenly(panels, [&](int panel) {
-    const Pair* base = weights + static_cast<size_t>(panel) * weight_pairs * kPanel;
-    for (int begin = 0; begin < longest; begin += piece) {
-      const Pair* from = base + static_cast<size_t>(begin) * kPanel;
-      const int active = static_cast<int>(
-          std::partition_point(tiles.begin(), tiles.end(), [&](const RowTile& t) { return depth(t) > begin; }) -
-          tiles.begin());
-      for (int t = 0; t < active; ++t) {
-        const RowTile& tile = tiles[t];
-        const int pairs = std::min(piece, depth(tile) - begin);
-        const long bytes = static_cast<long>(std::min(piece, longest - begin)) * kPanel * sizeof(Pair);
-        for_rows<AddPiece>(tile.rows)(from, rows.tile(tile) + static_cast<size_t>(begin) * tile.rows, pairs,
-                                      sums + tile.first * kPanel, begin == 0, prefetch_for(from, bytes, t, active),
-                                      active == 1);
-      }
-    }
-    if (deltas.any()) {
-      for (const RowTile& tile : tiles) {
-        const LowRank* delta = deltas.of(tile);
-        if (!delta) continue;
-        const Pair* from = delta->b + panel * delta->pairs * kPanel;
-        for_rows<AddPiece>(tile.rows)(from, deltas.inner.tile(tile), static_cast<int>(delta->pairs),
-                                      sums + tile.first * kPanel, false, prefetch_for(from, 0, 0, 1), false);
-      }
-    }
-    for (const RowTile& tile : tiles)
-      for (int row = tile.first; row < tile.first + tile.rows; ++row)
-        for (int half = 0; half < 2; ++half)
-          to(row, panel * kPanel + half * kLanes, _mm512_load_ps(sums + row * kPanel + half * kLanes));
+  team.share_evenly((to.columns + kPanel - 1) / kPanel, [&](int panel) {
+    multiply_panel(weights + static_cast<size_t>(panel) * weight_pairs * kPanel, panel, rows, tiles,
+                   static_cast<int>(tiles.size()), depth, deltas, sums);
+    for (int row = 0; row < tiles.back().first + tiles.back().rows; ++row)
+      for (int half = 0; half < 2; ++half)
+        to(row, panel * kPanel + half * kLanes, _mm512_load_ps(sums + row * kPanel + half * kLanes));
   });
 }
 

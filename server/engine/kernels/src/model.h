@@ -14,6 +14,7 @@ constexpr int kMaxHeadDim = 256;
 
 struct Model {
   int32_t hidden, heads, kv_heads, head_dim, block_size;
+  int32_t matrix;    // whether the matrix unit multiplies
   float eps;         // of the norms
   const float* cos;  // [positions][head_dim]
   const float* sin;

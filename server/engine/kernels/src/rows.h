@@ -31,8 +31,7 @@ inline void rms_norm(const Team& team, const float* x, const float* weight, int 
       const __m512 scale = _mm512_set1_ps(inverse_rms(values, hidden, eps));
       for (int i = 0; i < hidden; i += kLanes) {
         const __m512 v = _mm512_mul_ps(_mm512_loadu_ps(values + i), scale);
-        store_packed(_mm512_mul_ps(v, _mm512_loadu_ps(weight + i)), to.tile(tile), tile.rows, row - tile.first,
-                     i / 2);
+        to.store(_mm512_mul_ps(v, _mm512_loadu_ps(weight + i)), tile, row - tile.first, i / 2);
       }
     }
   }

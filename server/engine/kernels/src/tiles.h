@@ -6,7 +6,7 @@
 #include <cstddef>
 #include <vector>
 
-#include "simd.h"
+#include "amx.h"
 #include "team.h"
 
 namespace secateur {
@@ -18,20 +18,23 @@ struct RowTile {
   int rows;
   int blocks;
   int group;
+  bool matrix;  // the matrix unit multiplies it
 };
 
 using RowTiles = std::vector<RowTile>;
 
 // What a pass over one pair of a panel costs a tile. Below 5 rows the latency of a sum binds, not their number;
-// the 1 is the loads of the weights.
-inline int tile_cost(int rows) { return std::max(rows, 5) + 1; }
+// the 1 is the loads of the weights. The matrix unit takes 16 pairs at a time, and loads them as long as it multiplies.
+inline float tile_cost(int rows, bool matrix) { return matrix ? 1 + rows / 16.f : std::max(rows, 5) + 1.f; }
 
 // Cuts rows, widest first, into tiles so that the sum of (widest row of a tile) x tile_cost is least.
 //
 // widths: [count], never growing; null where all rows are equal.
 // group_ends: [groups] where each group of rows ends; no tile reaches over such a place. Without groups all rows are
 // one.
-inline RowTiles make_tiles(int count, const int32_t* widths, int groups = 0, const int32_t* group_ends = nullptr) {
+inline RowTiles make_tiles(bool matrix, int count, const int32_t* widths, int groups = 0,
+                           const int32_t* group_ends = nullptr) {
+  const int most = matrix ? kMatrixRows : kMaxRows;
   const auto width = [widths](int row) { return widths ? widths[row] : 1; };
   std::vector<float> least(count + 1, 0.f);  // cost of the rows before this one
   std::vector<int> first(count + 1, 0);      // where the tile that ends here begins
@@ -40,27 +43,19 @@ inline RowTiles make_tiles(int count, const int32_t* widths, int groups = 0, con
     if (groups && end > group_ends[group]) start = group_ends[group++];
     group_of[end] = group;
     least[end] = __builtin_inff();
-    for (int begin = std::max(start, end - kMaxRows); begin < end; ++begin) {
-      const float cost = least[begin] + static_cast<float>(width(begin)) * tile_cost(end - begin);
+    for (int begin = std::max(start, end - most); begin < end; ++begin) {
+      const float cost = least[begin] + static_cast<float>(width(begin)) * tile_cost(end - begin, matrix);
       if (cost < least[end]) least[end] = cost, first[end] = begin;
     }
   }
   RowTiles tiles;
   for (int end = count; end > 0; end = first[end])
-    tiles.push_back({first[end], end - first[end], (width(first[end]) + kLanes - 1) / kLanes, group_of[end]});
+    tiles.push_back({first[end], end - first[end], (width(first[end]) + kLanes - 1) / kLanes, group_of[end], matrix});
   std::reverse(tiles.begin(), tiles.end());
   return tiles;
 }
 
-// Rows as multiply_add reads them: tile after tile, [pairs][rows of the tile] each.
-struct PackedRows {
-  Pair* data;
-  int pairs;  // room for each row
-
-  Pair* tile(const RowTile& tile) const { return data + static_cast<size_t>(tile.first) * pairs; }
-};
-
-// Writes 16 neighbouring values of one row, rounded, as pairs `first_pair` to `first_pair + 7`.
+// Writes 16 neighbouring values of one row, rounded, as pairs `first_pair` to `first_pair + 7` of [pairs][rows].
 SECATEUR_INLINE void store_packed(__m512 values, Pair* tile, int rows, int row, int first_pair) {
   alignas(32) Pair pairs[8];
   _mm256_store_si256(reinterpret_cast<__m256i*>(pairs), round_to_bfloat16(values));
@@ -68,6 +63,29 @@ SECATEUR_INLINE void store_packed(__m512 values, Pair* tile, int rows, int row, 
 #pragma GCC unroll 8
   for (int p = 0; p < 8; ++p) to[p * rows] = pairs[p];
 }
+
+// Rows as they are multiplied: tile after tile, [pairs][rows of the tile] each, or for the matrix unit
+// [pairs / 16][rows][16].
+struct PackedRows {
+  Pair* data;
+  int pairs;  // of each row
+
+  static size_t room(int pairs) { return static_cast<size_t>(pairs + kBlockPairs - 1) / kBlockPairs * kBlockPairs; }
+
+  // The tile's pairs from `first_pair` on, which begins a block.
+  const Pair* tile(const RowTile& tile, int first_pair = 0) const {
+    return data + tile.first * room(pairs) + static_cast<size_t>(first_pair) * tile.rows;
+  }
+
+  // Writes 16 neighbouring values of row `row` of a tile, rounded, as pairs `first_pair` to `first_pair + 7`.
+  void store(__m512 values, const RowTile& tile, int row, int first_pair) const {
+    Pair* to = data + tile.first * room(pairs);
+    if (!tile.matrix) return store_packed(values, to, tile.rows, row, first_pair);
+    to += static_cast<size_t>(first_pair / kBlockPairs) * tile.rows * kBlockPairs;
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(to + row * kBlockPairs + first_pair % kBlockPairs),
+                        round_to_bfloat16(values));
+  }
+};
 
 // Hands out aligned pieces of one allocation; without one, counts the bytes it would take.
 class Workspace {
