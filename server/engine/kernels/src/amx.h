@@ -26,18 +26,64 @@ inline bool request_matrix_unit() {
          syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
 }
 
-// What the unit's eight registers hold from now on: 0 to 3 sums of both halves of the rows and of the panel, 4 and 5
-// rows, 6 and 7 weights. Where it holds so already this costs next to nothing.
-inline void shape_registers(int rows) {
+// What the unit's eight registers hold from now on: 0 to 3 sums, of the upper 16 and the lower rows, each left and
+// right; 4 and 5 those rows; 6 and 7 weights, left and right, of `pairs` pairs.
+inline void shape_registers(int rows, int pairs) {
   struct alignas(64) Shapes {
     uint8_t palette = 1, start_row = 0, unused[14] = {};
     uint16_t bytes[16] = {};
     uint8_t rows[16] = {};
   } shapes;
   const int upper = std::min(rows, 16), lower = std::max(rows - 16, 1);
-  const int counts[] = {upper, upper, lower, lower, upper, lower, kBlockPairs, kBlockPairs};
+  const int counts[] = {upper, upper, lower, lower, upper, lower, pairs, pairs};
   for (int i = 0; i < 8; ++i) shapes.bytes[i] = 64, shapes.rows[i] = static_cast<uint8_t>(counts[i]);
+  shapes.bytes[4] = shapes.bytes[5] = static_cast<uint16_t>(pairs * sizeof(Pair));
   asm volatile("ldtilecfg %0" : : "m"(shapes));
+}
+
+// The four registers of sums and memory: [rows][stride] float32 from `left` and from `right` on, 16 of each row.
+// `both`: there are lower rows. The compiler is not told by the instructions what they read, hence the barriers.
+SECATEUR_INLINE void clear_sums() {
+  _tile_zero(0);
+  _tile_zero(1);
+  _tile_zero(2);
+  _tile_zero(3);
+}
+
+SECATEUR_INLINE void load_sums(const float* left, const float* right, long stride, bool both) {
+  const long bytes = stride * sizeof(float);
+  asm volatile("" : : : "memory");
+  _tile_loadd(0, left, bytes);
+  _tile_loadd(1, right, bytes);
+  if (!both) return;
+  _tile_loadd(2, left + 16 * stride, bytes);
+  _tile_loadd(3, right + 16 * stride, bytes);
+}
+
+SECATEUR_INLINE void store_sums(float* left, float* right, long stride, bool both) {
+  const long bytes = stride * sizeof(float);
+  _tile_stored(0, left, bytes);
+  _tile_stored(1, right, bytes);
+  if (!both) return;
+  _tile_stored(2, left + 16 * stride, bytes);
+  _tile_stored(3, right + 16 * stride, bytes);
+}
+
+// sums += rows times weights: of rows [rows][pairs], and weights of which one pair stands `stride` bytes behind the
+// other.
+SECATEUR_INLINE void add_product(const Pair* rows, int pairs, bool both, const Pair* left, const Pair* right,
+                                 long stride) {
+  const long row_bytes = pairs * sizeof(Pair);
+  asm volatile("" : : : "memory");
+  _tile_loadd(6, left, stride);
+  _tile_loadd(4, rows, row_bytes);
+  _tile_dpbf16ps(0, 4, 6);
+  _tile_loadd(7, right, stride);
+  _tile_dpbf16ps(1, 4, 7);
+  if (!both) return;
+  _tile_loadd(5, rows + 16 * pairs, row_bytes);
+  _tile_dpbf16ps(2, 5, 6);
+  _tile_dpbf16ps(3, 5, 7);
 }
 
 // sums[r][n] += sum over p of panel[p][n] * rows[r][p], or = where `first`; like AddPiece.
@@ -46,36 +92,13 @@ inline void shape_registers(int rows) {
 template <int Lines>
 inline void multiply_add_matrix(const Pair* panel, const Pair* rows, int count, int pairs, float* sums, bool first,
                                 Prefetch prefetch) {
-  constexpr int kStride = kPanel * sizeof(Pair), kRowBytes = kBlockPairs * sizeof(Pair);
+  constexpr long kStride = kPanel * sizeof(Pair);
   const bool both = count > 16;
-  float* const lower = sums + 16 * kPanel;
-  shape_registers(count);
-  asm volatile("" : : : "memory");  // the instructions below do not tell the compiler what they read
-  if (first) {
-    _tile_zero(0);
-    _tile_zero(1);
-    _tile_zero(2);
-    _tile_zero(3);
-  } else {
-    _tile_loadd(0, sums, kStride);
-    _tile_loadd(1, sums + kLanes, kStride);
-    if (both) {
-      _tile_loadd(2, lower, kStride);
-      _tile_loadd(3, lower + kLanes, kStride);
-    }
-  }
-  const auto add = [&](const Pair* weights, const Pair* x) {
-    _tile_loadd(6, weights, kStride);
-    _tile_loadd(4, x, kRowBytes);
-    _tile_dpbf16ps(0, 4, 6);
-    _tile_loadd(7, weights + kLanes, kStride);
-    _tile_dpbf16ps(1, 4, 7);
-    if (both) {
-      _tile_loadd(5, x + 16 * kBlockPairs, kRowBytes);
-      _tile_dpbf16ps(2, 5, 6);
-      _tile_dpbf16ps(3, 5, 7);
-    }
-  };
+  shape_registers(count, kBlockPairs);
+  if (first)
+    clear_sums();
+  else
+    load_sums(sums, sums + kLanes, kPanel, both);
   int p = 0;
   for (; p + kBlockPairs <= pairs; p += kBlockPairs) {
 #pragma GCC unroll 16
@@ -85,7 +108,8 @@ inline void multiply_add_matrix(const Pair* panel, const Pair* rows, int count, 
     }
     prefetch.next += kBlockPairs * prefetch.advance;
     prefetch.other += kBlockPairs * prefetch.advance;
-    add(panel + static_cast<size_t>(p) * kPanel, rows + static_cast<size_t>(p) * count);
+    const Pair* weights = panel + static_cast<size_t>(p) * kPanel;
+    add_product(rows + static_cast<size_t>(p) * count, kBlockPairs, both, weights, weights + kLanes, kStride);
   }
   if (p < pairs) {  // half a block: beside zeros, for what stands behind it is not ours
     alignas(64) Pair weights[kBlockPairs][kPanel] = {};
@@ -93,15 +117,9 @@ inline void multiply_add_matrix(const Pair* panel, const Pair* rows, int count, 
     std::memcpy(weights, panel + static_cast<size_t>(p) * kPanel, (pairs - p) * sizeof weights[0]);
     for (int r = 0; r < count; ++r)
       std::memcpy(x[r], rows + static_cast<size_t>(p) * count + r * kBlockPairs, (pairs - p) * sizeof(Pair));
-    asm volatile("" : : : "memory");
-    add(weights[0], x[0]);
+    add_product(x[0], kBlockPairs, both, weights[0], weights[0] + kLanes, kStride);
   }
-  _tile_stored(0, sums, kStride);
-  _tile_stored(1, sums + kLanes, kStride);
-  if (both) {
-    _tile_stored(2, lower, kStride);
-    _tile_stored(3, lower + kLanes, kStride);
-  }
+  store_sums(sums, sums + kLanes, kPanel, both);
 }
 
 }  // namespace secateur

@@ -30,9 +30,9 @@ struct Scratch {
     qkv = memory.take<Bfloat16>(static_cast<size_t>(tokens) * model.qkv_columns());
     sums = memory.take<float>(static_cast<size_t>(threads) * tokens * kPanel);
     partials = memory.take<Partial>(2 * static_cast<size_t>(threads));
-    float* outputs = memory.take<float>(2 * static_cast<size_t>(threads) * kMaxRows * model.head_dim);
+    float* outputs = memory.take<float>(2 * static_cast<size_t>(threads) * kMatrixRows * model.head_dim);
     if (!outputs) return;  // only counted
-    for (int i = 0; i < 2 * threads; ++i) partials[i].state.output = outputs + i * kMaxRows * model.head_dim;
+    for (int i = 0; i < 2 * threads; ++i) partials[i].state.output = outputs + i * kMatrixRows * model.head_dim;
   }
 };
 

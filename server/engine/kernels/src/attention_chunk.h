@@ -1,0 +1,211 @@
+// What a chunk of keys adds to the softmax of a tile of queries, on either unit.
+
+#pragma once
+
+#include <cmath>
+#include <cstring>
+
+#include "model.h"
+#include "tiles.h"
+
+namespace secateur {
+
+constexpr int kChunk = 256;  // keys at a time; even
+
+// A tile's softmax so far: sums of exp2(score - maximum) and of that times the values.
+struct RunningSoftmax {
+  float maximum[kMatrixRows];
+  float total[kMatrixRows];
+  float* output;  // [rows][head_dim]
+};
+
+// Up to 16 keys that stand together in a block.
+struct Segment {
+  const Pair* keys;
+  const Pair* values;
+  int first_key;  // in the chunk
+  int count;
+};
+
+// The segments of one chunk, in order.
+struct Chunk {
+  Segment segments[kChunk / 2];
+  int count;
+};
+
+// Keys [begin, end) of a request; `begin` is even.
+inline void find_segments(const Model& model, const Layer& layer, const int32_t* table, int kv_head, int begin,
+                          int end, Chunk& chunk) {
+  chunk.count = 0;
+  for (int key = begin; key < end;) {
+    const int block = key / model.block_size, offset = key % model.block_size;
+    const int keys = std::min({kLanes, model.block_size - offset, end - key});
+    const size_t at = model.kv_offset(table[block], kv_head);
+    chunk.segments[chunk.count++] = {layer.keys + at + offset,
+                         layer.values + at + static_cast<size_t>(offset / 2) * model.head_dim, key - begin, keys};
+    key += keys;
+  }
+}
+
+// One row's scores -> weights, which `store(key, 16 weights)` takes; what was summed before is scaled to the new
+// maximum.
+template <class Store>
+SECATEUR_INLINE void weigh(const float* scores, int keys, int first_seen, int last_seen, float scale_log2, int head_dim,
+                           int row, RunningSoftmax& state, Store store) {
+  const __m512 nothing = _mm512_set1_ps(-__builtin_inff());
+  const __m512i lane = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+  const auto seen = [&](int key) {
+    const __m512i index = _mm512_add_epi32(lane, _mm512_set1_epi32(key));
+    return _mm512_cmpge_epi32_mask(index, _mm512_set1_epi32(first_seen)) &
+           _mm512_cmple_epi32_mask(index, _mm512_set1_epi32(last_seen));
+  };
+  __m512 largest = nothing;
+  for (int key = 0; key < keys; key += kLanes)
+    largest = _mm512_max_ps(largest, _mm512_mask_loadu_ps(nothing, seen(key), scores + key));
+  const float maximum = std::max(state.maximum[row], _mm512_reduce_max_ps(largest) * scale_log2);
+  const __m512 scale = _mm512_set1_ps(scale_log2), reference = _mm512_set1_ps(maximum);
+  __m512 total = _mm512_setzero_ps();
+  for (int key = 0; key < keys; key += kLanes) {
+    const __m512 score = _mm512_fmsub_ps(_mm512_loadu_ps(scores + key), scale, reference);
+    const __m512 weight = _mm512_maskz_mov_ps(seen(key), exp2_ps(score));
+    total = _mm512_add_ps(total, weight);
+    store(key, weight);
+  }
+  if (maximum > state.maximum[row]) {
+    const __m512 factor = exp2_ps(_mm512_set1_ps(state.maximum[row] - maximum));
+    for (int d = 0; d < head_dim; d += kLanes) {
+      float* output = state.output + row * head_dim + d;
+      _mm512_storeu_ps(output, _mm512_mul_ps(_mm512_loadu_ps(output), factor));
+    }
+    state.total[row] *= _mm512_cvtss_f32(factor);
+    state.maximum[row] = maximum;
+  }
+  state.total[row] += _mm512_reduce_add_ps(total);
+}
+
+// Adds one chunk of keys to a tile's running softmax. Blocks lie anywhere, so what comes next is fetched by hand:
+// the chunk's values while its keys are multiplied, the next chunk's keys while its values are.
+template <int R>
+struct AttendChunk {
+  // next: the chunk after this one, or this one again if it is the last.
+  // queries: [head_dim / 2][R]. first_seen, last_seen: [R] the keys that a row sees, counted within the chunk.
+  // scale_log2: what turns a product of query and key into a power of two.
+  static void run(const Model& model, const Chunk& chunk, const Chunk& next, const Pair* queries,
+                  const int* first_seen, const int* last_seen, float scale_log2, RunningSoftmax& state) {
+    const Segment* segments = chunk.segments;
+    const int num_segments = chunk.count;
+    alignas(64) float scores[R][kChunk + kLanes];
+    alignas(64) Pair weights[(kChunk / 2 + kLanes) * R];  // [keys / 2][R]
+    const Segment& last = segments[num_segments - 1];
+    const int keys = last.first_key + last.count;
+
+    for (int s = 0; s < num_segments; s += 2) {
+      const Segment& left = segments[s];
+      const Segment& right = segments[s + 1 < num_segments ? s + 1 : s];
+      __m512 sums[R][2];
+      set_zero(sums);
+      const Prefetch values{reinterpret_cast<const char*>(left.values),
+                            reinterpret_cast<const char*>(right.values), 64};
+      multiply_add<R, 2>(left.keys, right.keys, model.block_size, queries, model.head_dim / 2, sums, values);
+      // A segment of fewer than 16 keys leaves garbage behind its scores: the next one overwrites it, or the mask
+      // below hides it.
+      SECATEUR_UNROLL
+      for (int i = 0; i < R; ++i) {
+        _mm512_storeu_ps(scores[i] + left.first_key, sums[i][0]);
+        _mm512_storeu_ps(scores[i] + right.first_key, s + 1 < num_segments ? sums[i][1] : sums[i][0]);
+      }
+    }
+    for (int i = 0; i < R; ++i)
+      weigh(scores[i], keys, first_seen[i], last_seen[i], scale_log2, model.head_dim, i, state,
+            [&](int key, __m512 values) { store_packed(values, weights, R, i, key / 2); });
+
+    for (int d = 0; d < model.head_dim; d += kPanel) {
+      const int second = d + kLanes < model.head_dim ? kLanes : 0;
+      float* output = state.output + d;
+      __m512 sums[R][2];
+      SECATEUR_UNROLL
+      for (int i = 0; i < R; ++i) {
+        sums[i][0] = _mm512_loadu_ps(output + i * model.head_dim);
+        sums[i][1] = _mm512_loadu_ps(output + i * model.head_dim + second);
+      }
+      for (int s = 0; s < num_segments; ++s) {
+        const Segment& segment = segments[s];
+        const char* keys_ahead = reinterpret_cast<const char*>(next.segments[std::min(s, next.count - 1)].keys) +
+                                 d / kPanel * kLanes * 64;
+        const Prefetch ahead{keys_ahead, keys_ahead + kLanes / 2 * 64, 64};
+        multiply_add<R, 2>(segment.values + d, segment.values + d + second, model.head_dim,
+                           weights + segment.first_key / 2 * R, (segment.count + 1) / 2, sums, ahead);
+      }
+      SECATEUR_UNROLL
+      for (int i = 0; i < R; ++i) {
+        if (second) _mm512_storeu_ps(output + i * model.head_dim + second, sums[i][1]);
+        _mm512_storeu_ps(output + i * model.head_dim, sums[i][0]);
+      }
+    }
+  }
+};
+
+// Whether the matrix unit can attend: its instructions take 16 keys of one block, and 32 values of a head.
+inline bool attends_on_matrix(const Model& model) {
+  return model.matrix && model.block_size % kLanes == 0 && model.head_dim % kPanel == 0;
+}
+
+// The same on the matrix unit, for up to kMatrixRows rows. queries: [head_dim / 32][rows][16].
+inline void attend_chunk_matrix(const Model& model, const Chunk& chunk, const Chunk& next, const Pair* queries,
+                                int rows, const int* first_seen, const int* last_seen, float scale_log2,
+                                RunningSoftmax& state) {
+  constexpr int kScores = kChunk + kLanes, kPairs = kLanes / 2;  // of a row; of 16 keys
+  const Segment* segments = chunk.segments;
+  const Segment& last = segments[chunk.count - 1];
+  const bool both = rows > 16;
+  alignas(64) float scores[kMatrixRows * kScores];
+  alignas(64) Pair weights[kMatrixRows * kChunk / 2];  // [keys / 16][rows][8]
+
+  const long key_stride = model.block_size * sizeof(Pair);
+  shape_registers(rows, kBlockPairs);
+  for (int s = 0; s < chunk.count; s += 2) {
+    const Segment& left = segments[s];
+    const Segment& right = segments[s + 1 < chunk.count ? s + 1 : s];
+    clear_sums();
+    for (int p = 0; p < model.head_dim / 2; p += kBlockPairs) {
+      add_product(queries + p * rows, kBlockPairs, both, left.keys + p * model.block_size,
+                  right.keys + p * model.block_size, key_stride);
+      for (int line = 2 * p / kBlockPairs * kLanes; line < 2 * (p / kBlockPairs + 1) * kLanes; ++line) {
+        _mm_prefetch(left.values + line * kLanes, _MM_HINT_T0);
+        _mm_prefetch(right.values + line * kLanes, _MM_HINT_T0);
+      }
+    }
+    // A segment of fewer than 16 keys, the last one, leaves garbage behind its scores, which the mask below hides.
+    store_sums(scores + left.first_key, scores + right.first_key, kScores, both);
+  }
+  for (int i = 0; i < rows; ++i)
+    weigh(scores + i * kScores, last.first_key + last.count, first_seen[i], last_seen[i], scale_log2, model.head_dim, i,
+          state, [&](int key, __m512 values) {
+            _mm256_store_si256(reinterpret_cast<__m256i*>(weights + (key / kLanes * rows + i) * kPairs),
+                               round_to_bfloat16(values));
+          });
+
+  // Behind the last key stands what nobody wrote, or what somebody did long ago.
+  alignas(64) Pair last_values[kPairs * kMaxHeadDim];
+  if (last.count < kLanes) {
+    const int pairs = last.count / 2, values = pairs * model.head_dim;
+    std::memset(last_values, 0, sizeof last_values);
+    std::memcpy(last_values, last.values, values * sizeof(Pair));
+    for (int d = 0; last.count % 2 && d < model.head_dim; ++d) last_values[values + d] = last.values[values + d] & 0xffff;
+  }
+  const long value_stride = model.head_dim * sizeof(Pair);
+  shape_registers(rows, kPairs);
+  for (int d = 0; d < model.head_dim; d += kPanel) {
+    float* output = state.output + d;
+    load_sums(output, output + kLanes, model.head_dim, both);
+    for (int s = 0; s < chunk.count; ++s) {
+      const Pair* values = (segments[s].count < kLanes ? last_values : segments[s].values) + d;
+      add_product(weights + s * rows * kPairs, kPairs, both, values, values + kLanes, value_stride);
+      const Pair* ahead = next.segments[std::min(s, next.count - 1)].keys + d / kPanel * kLanes * kLanes;
+      for (int line = 0; line < kLanes; ++line) _mm_prefetch(ahead + line * kLanes, _MM_HINT_T0);
+    }
+    store_sums(output, output + kLanes, model.head_dim, both);
+  }
+}
+
+}  // namespace secateur
