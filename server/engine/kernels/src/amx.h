@@ -103,8 +103,8 @@ inline void multiply_add_matrix(const Pair* panel, const Pair* rows, int count, 
   for (; p + kBlockPairs <= pairs; p += kBlockPairs) {
 #pragma GCC unroll 16
     for (int i = 0; i < kBlockPairs; ++i) {
-      _mm_prefetch(prefetch.next + i * prefetch.advance, _MM_HINT_T0);
-      if (Lines > 1) _mm_prefetch(prefetch.other + i * prefetch.advance, _MM_HINT_T0);
+      _mm_prefetch(prefetch.next + i * prefetch.advance, _MM_HINT_T1);
+      if (Lines > 1) _mm_prefetch(prefetch.other + i * prefetch.advance, _MM_HINT_T1);
     }
     prefetch.next += kBlockPairs * prefetch.advance;
     prefetch.other += kBlockPairs * prefetch.advance;

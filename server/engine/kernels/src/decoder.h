@@ -17,7 +17,8 @@ struct Scratch {
   PackedRows inner;       // [tokens] of the largest rank of a delta / 2
   Bfloat16* qkv;          // [tokens][(heads + 2 kv_heads) head_dim]
   Partial* partials;      // [threads][2]
-  float* sums;            // [threads][tokens][32]
+  float* sums;            // [threads][Pieces::kMostTogether][tokens][32]
+  size_t thread_sums;     // of a thread
 
   Scratch(Workspace& memory, const Model& model, int tokens, int neurons_held, int rank_pairs, int threads) {
     const auto rows = [&](int columns) {
@@ -28,12 +29,15 @@ struct Scratch {
     neurons = rows(neurons_held);
     inner = rows(2 * rank_pairs);
     qkv = memory.take<Bfloat16>(static_cast<size_t>(tokens) * model.qkv_columns());
-    sums = memory.take<float>(static_cast<size_t>(threads) * tokens * kPanel);
+    thread_sums = static_cast<size_t>(tokens) * Pieces::kMostTogether * kPanel;
+    sums = memory.take<float>(threads * thread_sums);
     partials = memory.take<Partial>(2 * static_cast<size_t>(threads));
     float* outputs = memory.take<float>(2 * static_cast<size_t>(threads) * kMatrixRows * model.head_dim);
     if (!outputs) return;  // only counted
     for (int i = 0; i < 2 * threads; ++i) partials[i].state.output = outputs + i * kMatrixRows * model.head_dim;
   }
+
+  float* sums_of(const Team& team) const { return sums + team.id * thread_sums; }
 };
 
 // What the batch's deltas add to a linear map of layer `index`; computes `inner`, which is ready when this returns.
@@ -52,7 +56,7 @@ inline MapDeltas deltas_of(const Team& team, const Batch& batch, int index, LowR
 // `tiles`: of the tokens, regardless of widths.
 inline void queries_and_cache(const Team& team, const Model& model, const Layer& layer, const Batch& batch, int index,
                               const RowTiles& tiles, const Scratch& scratch) {
-  float* sums = scratch.sums + static_cast<size_t>(team.id) * batch.tokens * kPanel;
+  float* sums = scratch.sums_of(team);
   const int hidden_pairs = model.hidden / 2;
   rms_norm(team, batch.residual, layer.input_norm, model.hidden, model.eps, tiles, scratch.normed);
   team.barrier();
@@ -68,7 +72,7 @@ inline void queries_and_cache(const Team& team, const Model& model, const Layer&
 // Second half: residual += attention of the queries.
 inline void attend_and_project(const Team& team, const Model& model, const Layer& layer, const Batch& batch, int index,
                                const RowTiles& tiles, const Scratch& scratch) {
-  float* sums = scratch.sums + static_cast<size_t>(team.id) * batch.tokens * kPanel;
+  float* sums = scratch.sums_of(team);
   const int attended_pairs = model.heads * model.head_dim / 2;
   attend(team, model, layer, batch, scratch.qkv, tiles, scratch.attended, scratch.partials);
   team.barrier();
@@ -88,7 +92,7 @@ inline void attend_and_project(const Team& team, const Model& model, const Layer
 inline void mlp_block(const Team& team, const Model& model, const Layer& layer, const Batch& batch, int index,
                       const int32_t* widths, const Scratch& scratch) {
   const RowTiles tiles = make_tiles(model.matrix, batch.tokens, widths, batch.groups, batch.group_ends);
-  float* sums = scratch.sums + static_cast<size_t>(team.id) * batch.tokens * kPanel;
+  float* sums = scratch.sums_of(team);
   rms_norm(team, batch.residual, layer.mlp_norm, model.hidden, model.eps, tiles, scratch.normed);
   team.barrier();
   const PackedRows neurons{scratch.neurons.data, layer.neurons / 2};

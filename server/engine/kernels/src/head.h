@@ -62,7 +62,7 @@ inline void multiply_head(const Model& model, const float* hidden, int count, co
     rms_norm(team, hidden, norm, model.hidden, model.eps, tiles, scratch.normed);
     team.barrier();
     multiply_panels(team, head, model.hidden / 2, scratch.normed, tiles, false, destination(team),
-                    scratch.sums + static_cast<size_t>(team.id) * count * kPanel);
+                    scratch.sums_of(team));
   }
 }
 

@@ -74,14 +74,13 @@ inline void add_piece(const RowTile& tile, const Pair* panel, const Pair* rows, 
 }
 
 constexpr long kPrefetchBytes = 8192;  // ahead of the multiplication, where memory is what it waits for
-constexpr int kPiecePairs = 256;       // of a panel (32 KB): stays in the first cache for all tiles
 
-// What to fetch during tile `index` of `count` tiles that use the same `bytes` of weights at `weights`: with one
-// tile, a little ahead; with several, the piece that comes next, a share in each tile.
-SECATEUR_INLINE Prefetch prefetch_for(const void* weights, long bytes, int index, int count) {
-  const char* base = static_cast<const char*>(weights);
-  if (count == 1) return {base + kPrefetchBytes, base + kPrefetchBytes + 64, 2 * 64};
-  return {base + bytes + bytes * index / count, nullptr, 2 * 64 / count};
+// What to fetch during tile `index` of `count` tiles that use the same weights: with one tile, a little ahead; with
+// several, the `bytes` at `next` that come next, a share in each tile.
+SECATEUR_INLINE Prefetch prefetch_for(const Pair* weights, const Pair* next, long bytes, int index, int count) {
+  const char* base = reinterpret_cast<const char*>(weights) + kPrefetchBytes;
+  if (count == 1) return {base, base + 64, 2 * 64};
+  return {reinterpret_cast<const char*>(next) + bytes * index / count, nullptr, 2 * 64 / count};
 }
 
 // What the deltas of a step add to one linear map of one layer. By default nothing.
@@ -119,7 +118,7 @@ inline void multiply_inner(const Team& team, const MapDeltas& deltas, const Pack
     const int begin = std::max<int>(0, team.begin(panels) - before), end = std::min<int>(own, team.end(panels) - before);
     for (int panel = begin; panel < end; ++panel) {
       const Pair* weights = delta->a + static_cast<size_t>(panel) * pairs * kPanel;
-      add_piece(tile, weights, rows.tile(tile), pairs, sums, true, prefetch_for(weights, 0, 0, 1), true);
+      add_piece(tile, weights, rows.tile(tile), pairs, sums, true, prefetch_for(weights, nullptr, 0, 0, 1), true);
       for (int row = 0; row < tile.rows; ++row)
         for (int half = 0; half < 2; ++half)
           deltas.inner.store(_mm512_load_ps(sums + row * kPanel + half * kLanes), tile, row,
@@ -129,33 +128,70 @@ inline void multiply_inner(const Team& team, const MapDeltas& deltas, const Pack
   }
 }
 
-// The first `active` tiles times one panel, deltas included: `sums` [rows][32].
+// How the team goes through panels: so many `together`, of each `piece` pairs for all tiles before the next.
+struct Pieces {
+  int together;
+  int pairs;
+
+  static constexpr int kMostTogether = 8;
+
+  // So that what all tiles use again stays in a cache: a piece of a panel in the first one where vectors are
+  // multiplied. The matrix unit is fed from the second one, by rows as well; when those are too many, several panels
+  // use a piece of them.
+  static Pieces of(const RowTiles& tiles, int longest) {
+    constexpr int kVectorPairs = 256, kMatrixPairs = 1024, kRowPairs = 1 << 18;  // 32 KB, 128 KB, 1 MB
+    if (tiles.size() == 1) return {1, longest};
+    if (!tiles.front().matrix) return {1, equal(longest, kVectorPairs)};
+    const int rows = tiles.back().first + tiles.back().rows;
+    if (static_cast<long>(rows) * longest <= kRowPairs) return {1, equal(longest, kMatrixPairs)};
+    return {kMostTogether, equal(longest, std::max(kVectorPairs, kRowPairs / rows))};
+  }
+
+ private:
+  // Of pieces of about equal size, none larger than `most`, each whole blocks.
+  static int equal(int longest, int most) {
+    const int pieces = (longest + most - 1) / most;
+    return static_cast<int>(PackedRows::room((longest + pieces - 1) / pieces));
+  }
+};
+
+// The first `active` tiles times panels [first, end), deltas included: `sums` [panels][rows][32].
 //
-// weights: the panel, [pairs][32]. depth(tile): how many pairs a tile sums over, never growing along the tiles.
-// number: the panel's.
+// weights: all panels, [panels][weight_pairs][32]. depth(tile): how many pairs a tile sums over, never growing along
+// the tiles.
 template <class Depth>
-inline void multiply_panel(const Pair* weights, int number, const PackedRows& rows, const RowTiles& tiles, int active,
-                           Depth depth, const MapDeltas& deltas, float* sums) {
-  const int longest = depth(tiles.front()), reached = active;
-  const int piece = active == 1 ? longest : kPiecePairs;
+inline void multiply_some(const Pair* weights, int weight_pairs, int first, int end, const PackedRows& rows,
+                          const RowTiles& tiles, int active, Depth depth, const Pieces& pieces,
+                          const MapDeltas& deltas, float* sums) {
+  const size_t panel_pairs = static_cast<size_t>(weight_pairs) * kPanel;
+  const size_t panel_sums = static_cast<size_t>(tiles.back().first + tiles.back().rows) * kPanel;
+  const int longest = depth(tiles.front());
+  const int piece = active == 1 ? longest : pieces.pairs;
+  int reached = active;  // tiles that sum over any of the piece
   for (int begin = 0; begin < longest; begin += piece) {
-    const Pair* from = weights + static_cast<size_t>(begin) * kPanel;
-    const long bytes = static_cast<long>(std::min(piece, longest - begin)) * kPanel * sizeof(Pair);
-    while (depth(tiles[active - 1]) <= begin) --active;
-    for (int t = 0; t < active; ++t) {
-      const RowTile& tile = tiles[t];
-      add_piece(tile, from, rows.tile(tile, begin), std::min(piece, depth(tile) - begin), sums + tile.first * kPanel,
-                begin == 0, prefetch_for(from, bytes, t, active), active == 1);
+    const int size = std::min(piece, longest - begin);
+    while (depth(tiles[reached - 1]) <= begin) --reached;
+    for (int panel = first; panel < end; ++panel) {
+      const Pair* from = weights + panel * panel_pairs + static_cast<size_t>(begin) * kPanel;
+      const Pair* next = panel + 1 < end ? from + panel_pairs : from - (end - 1 - first) * panel_pairs + size * kPanel;
+      for (int t = 0; t < reached; ++t) {
+        const RowTile& tile = tiles[t];
+        add_piece(tile, from, rows.tile(tile, begin), std::min(size, depth(tile) - begin),
+                  sums + (panel - first) * panel_sums + tile.first * kPanel, begin == 0,
+                  prefetch_for(from, next, static_cast<long>(size) * kPanel * sizeof(Pair), t, reached), reached == 1);
+      }
     }
   }
   if (!deltas.any()) return;
-  for (int t = 0; t < reached; ++t) {
+  for (int t = 0; t < active; ++t) {
     const RowTile& tile = tiles[t];
     const LowRank* delta = deltas.of(tile);
-    if (!delta) continue;
-    const Pair* from = delta->b + number * delta->pairs * kPanel;
-    add_piece(tile, from, deltas.inner.tile(tile), static_cast<int>(delta->pairs), sums + tile.first * kPanel, false,
-              prefetch_for(from, 0, 0, 1), false);
+    for (int panel = first; delta && panel < end; ++panel) {
+      const Pair* from = delta->b + panel * delta->pairs * kPanel;
+      add_piece(tile, from, deltas.inner.tile(tile), static_cast<int>(delta->pairs),
+                sums + (panel - first) * panel_sums + tile.first * kPanel, false,
+                prefetch_for(from, nullptr, 0, 0, 1), false);
+    }
   }
 }
 
@@ -163,19 +199,29 @@ inline void multiply_panel(const Pair* weights, int number, const PackedRows& ro
 //
 // weights: [panels][weight_pairs][32]. A tile sums over its first 8 * blocks pairs where `prefix`, else over all.
 // to: takes 16 outputs of a row at a time, and says how many `columns` there are (Destination).
-// sums: this thread's, [rows][32].
+// sums: this thread's, [Pieces::kMostTogether][rows][32].
 // deltas: with `inner` computed.
 template <class To>
 inline void multiply_panels(const Team& team, const Pair* weights, int weight_pairs, const PackedRows& rows,
                             const RowTiles& tiles, bool prefix, const To& to, float* sums,
                             const MapDeltas& deltas = {}) {
   const auto depth = [&](const RowTile& tile) { return prefix ? tile.blocks * 8 : weight_pairs; };
-  team.share_evenly((to.columns + kPanel - 1) / kPanel, [&](int panel) {
-    multiply_panel(weights + static_cast<size_t>(panel) * weight_pairs * kPanel, panel, rows, tiles,
-                   static_cast<int>(tiles.size()), depth, deltas, sums);
-    for (int row = 0; row < tiles.back().first + tiles.back().rows; ++row)
-      for (int half = 0; half < 2; ++half)
-        to(row, panel * kPanel + half * kLanes, _mm512_load_ps(sums + row * kPanel + half * kLanes));
+  const Pieces pieces = Pieces::of(tiles, depth(tiles.front()));
+  const int panels = (to.columns + kPanel - 1) / kPanel;
+  const int count = tiles.back().first + tiles.back().rows;
+  // As many groups of panels as panels, or as few as there can be of one size for each thread.
+  const int at_once = pieces.together * team.count;
+  const int groups = pieces.together == 1 ? panels : (panels + at_once - 1) / at_once * team.count;
+  const auto begin_of = [&](int group) { return static_cast<int>(static_cast<long>(panels) * group / groups); };
+  team.share_evenly(groups, [&](int group) {
+    const int first = begin_of(group), end = begin_of(group + 1);
+    multiply_some(weights, weight_pairs, first, end, rows, tiles, static_cast<int>(tiles.size()), depth, pieces, deltas,
+                  sums);
+    for (int panel = first; panel < end; ++panel)
+      for (int row = 0; row < count; ++row)
+        for (int half = 0; half < 2; ++half)
+          to(row, panel * kPanel + half * kLanes,
+             _mm512_load_ps(sums + ((panel - first) * count + row) * kPanel + half * kLanes));
   });
 }
 

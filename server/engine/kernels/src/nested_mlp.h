@@ -38,13 +38,13 @@ inline std::vector<int> cut_blocks(int threads, const RowTiles& tiles) {
 inline void gate_up(const Team& team, const Pair* weights, const PackedRows& x, const RowTiles& tiles,
                     const int32_t* widths, const PackedRows& neurons, float* sums, const MapDeltas& deltas) {
   const std::vector<int> begins = cut_blocks(team.count, tiles);
-  const size_t panel_pairs = static_cast<size_t>(x.pairs) * kPanel;
+  const auto depth = [&](const RowTile&) { return x.pairs; };
+  const Pieces pieces{1, Pieces::of(tiles, x.pairs).pairs};
   team.share([&](int thread) { return begins[thread]; }, [&](int block) {
     const int active = static_cast<int>(
         std::partition_point(tiles.begin(), tiles.end(), [&](const RowTile& t) { return t.blocks > block; }) -
         tiles.begin());
-    multiply_panel(weights + block * panel_pairs, block, x, tiles, active, [&](const RowTile&) { return x.pairs; },
-                   deltas, sums);
+    multiply_some(weights, x.pairs, block, block + 1, x, tiles, active, depth, pieces, deltas, sums);
     for (int t = 0; t < active; ++t) {
       for (int row = 0; row < tiles[t].rows; ++row) {
         const int token = tiles[t].first + row;
