@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 Dtype = Literal["bfloat16", "float16", "float32"]
-Kernels = Literal["auto", "torch"]
+Kernels = Literal["auto", "avx512", "torch"]
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class EngineConfig:
             requests say next (server/engine/lookup.py); 0 never guesses.
         enable_prefix_caching: keep the KV of finished requests for prompts that begin alike.
         kernels: "torch" computes everything with torch; "auto" uses the compiled kernels where the machine,
-            the dtype and the model allow it.
+            the dtype and the model allow it; "avx512" too, but not the matrix unit of CPUs that have one.
     """
 
     device: str

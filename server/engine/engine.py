@@ -43,7 +43,7 @@ class Engine:
     Attributes:
         resident_widths: neurons held per layer; no variant may be wider.
         weight_bytes, kv_bytes: device memory of weights and of KV blocks.
-        kernels: what computes, "avx512-bf16" or "torch: <why>".
+        kernels: what computes, "amx-bf16", "avx512-bf16" or "torch: <why>".
     """
 
     def __init__(
@@ -192,7 +192,13 @@ def _load_decoder(
         return model, weights.size
     packed = pack_weights(kernels.library, reader)
     decoder = CompiledDecoder(
-        kernels.library, model_config, packed, config.max_model_len, num_blocks, config.block_size
+        kernels.library,
+        model_config,
+        packed,
+        config.max_model_len,
+        num_blocks,
+        config.block_size,
+        kernels.uses_matrix_unit,
     )
     return decoder, packed.size
 

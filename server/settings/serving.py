@@ -78,8 +78,10 @@ class EngineSettings(BaseSettings):
         12, ge=0, description="steps of fewer tokens guess greedy answers ahead, up to so many; 0: never"
     )
     prefix_caching: bool = Field(True, description="keep the KV of finished requests for prompts alike")
-    kernels: Literal["auto", "torch"] = Field(
-        "auto", description="torch computes with torch alone; auto uses the compiled kernels where it can"
+    kernels: Literal["auto", "avx512", "torch"] = Field(
+        "auto",
+        description="torch computes with torch alone; auto uses the compiled kernels where it can, avx512 "
+        "leaves the CPU's matrix unit (AMX) out",
     )
 
 

@@ -15,7 +15,7 @@ from server.engine.errors import KernelsUnavailableError
 from server.engine.kernels.library import MAX_HEAD_DIM, KernelLibrary, load_library
 from server.engine.model import ModelGeometry
 
-COMPILED = "avx512-bf16"
+MATRIX, VECTOR = "amx-bf16", "avx512-bf16"  # what the compiled ones multiply with
 
 logger = logging.getLogger(__name__)
 
@@ -25,30 +25,38 @@ class KernelChoice:
     """What an engine computes with. `library` is None where torch does.
 
     Attributes:
-        description: "avx512-bf16" or "torch: <why>".
+        description: "amx-bf16", "avx512-bf16" or "torch: <why>".
     """
 
     library: KernelLibrary | None
     description: str
 
+    @property
+    def uses_matrix_unit(self) -> bool:
+        return self.description == MATRIX
+
 
 def describe() -> str:
-    """What this machine can compute with: "avx512-bf16" or "torch: <why>"."""
+    """What this machine can compute with: "amx-bf16", "avx512-bf16" or "torch: <why>"."""
     try:
-        load_library()
+        return _best(load_library())
     except KernelsUnavailableError as error:
         return f"torch: {error}"
-    return COMPILED
 
 
 def choose_kernels(config: EngineConfig, model_config: PretrainedConfig) -> KernelChoice:
     """The compiled kernels, unless something speaks against them."""
     try:
         _check(config, model_config)
-        return KernelChoice(load_library(), COMPILED)
+        library = load_library()
+        return KernelChoice(library, VECTOR if config.kernels == "avx512" else _best(library))
     except KernelsUnavailableError as error:
         logger.info("The compiled kernels are not used, torch computes: %s.", error)
         return KernelChoice(None, f"torch: {error}")
+
+
+def _best(library: KernelLibrary) -> str:
+    return MATRIX if library.matrix_unit() else VECTOR
 
 
 def _check(config: EngineConfig, model_config: PretrainedConfig) -> None:

@@ -47,6 +47,7 @@ class CompiledDecoder:
     Args:
         max_model_len: the longest context, in tokens.
         num_blocks, block_size: KV blocks, and the tokens in each; even.
+        uses_matrix_unit: multiply on the CPU's matrix unit; it has one.
     """
 
     def __init__(
@@ -57,6 +58,7 @@ class CompiledDecoder:
         max_model_len: int,
         num_blocks: int,
         block_size: int,
+        uses_matrix_unit: bool,
     ) -> None:
         self._geometry = geometry = ModelGeometry.from_config(config)
         self._library = library
@@ -74,7 +76,7 @@ class CompiledDecoder:
             kv_heads=geometry.num_kv_heads,
             head_dim=geometry.head_dim,
             block_size=block_size,
-            matrix=library.matrix_unit(),
+            matrix=uses_matrix_unit,
             eps=geometry.norm_eps,
             cos=cos.data_ptr(),
             sin=sin.data_ptr(),

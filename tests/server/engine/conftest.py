@@ -7,6 +7,7 @@ import torch
 
 from pruning.checkpoint import open_checkpoint
 from pruning.ranking import rank
+from server.engine import kernels
 from tests.server.engine.support import Loaded
 from tests.tiny import FAMILIES, tiny_checkpoint
 
@@ -30,3 +31,16 @@ def load(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Loaded]:
 @pytest.fixture(scope="session", params=FAMILIES)
 def loaded(request: pytest.FixtureRequest, load: Callable[..., Loaded]) -> Loaded:
     return load(request.param)
+
+
+@pytest.fixture(params=[kernels.VECTOR, kernels.MATRIX])
+def compiled_kernels(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """What engines loaded from now on compute with, of what this CPU has."""
+    best = kernels.describe()
+    if best.startswith("torch"):
+        pytest.skip(best)
+    if request.param == kernels.MATRIX != best:
+        pytest.skip("this CPU has no matrix unit")
+    monkeypatch.setattr(kernels, "_best", lambda _: request.param)
+    chosen: str = request.param
+    return chosen

@@ -31,9 +31,11 @@ struct Segment {
 struct Chunk {
   Segment segments[kChunk / 2];
   int count;
+  alignas(64) Pair last_values[kLanes / 2 * kMaxHeadDim];
 };
 
-// Keys [begin, end) of a request; `begin` is even.
+// Keys [begin, end) of a request; `begin` is even. The last segment's values are copied beside zeros where they do not
+// fill 16 keys: behind them stands what nobody wrote, or another request did, and 0 * NaN is NaN.
 inline void find_segments(const Model& model, const Layer& layer, const int32_t* table, int kv_head, int begin,
                           int end, Chunk& chunk) {
   chunk.count = 0;
@@ -45,6 +47,14 @@ inline void find_segments(const Model& model, const Layer& layer, const int32_t*
                          layer.values + at + static_cast<size_t>(offset / 2) * model.head_dim, key - begin, keys};
     key += keys;
   }
+  Segment& last = chunk.segments[chunk.count - 1];
+  if (last.count == kLanes) return;
+  const int whole = last.count / 2 * model.head_dim;
+  std::memcpy(chunk.last_values, last.values, whole * sizeof(Pair));
+  std::memset(chunk.last_values + whole, 0, (kLanes / 2 * model.head_dim - whole) * sizeof(Pair));
+  for (int d = whole; last.count % 2 && d < whole + model.head_dim; ++d)
+    chunk.last_values[d] = last.values[d] & 0xffff;  // the first of the two
+  last.values = chunk.last_values;
 }
 
 // One row's scores -> weights, which `store(key, 16 weights)` takes; what was summed before is scaled to the new
@@ -59,18 +69,24 @@ SECATEUR_INLINE void weigh(const float* scores, int keys, int first_seen, int la
     return _mm512_cmpge_epi32_mask(index, _mm512_set1_epi32(first_seen)) &
            _mm512_cmple_epi32_mask(index, _mm512_set1_epi32(last_seen));
   };
+  // Most rows see all keys before some place: no mask is needed there.
+  const int whole = first_seen > 0 ? 0 : std::max(0, std::min(keys, last_seen + 1) / kLanes * kLanes);
   __m512 largest = nothing;
-  for (int key = 0; key < keys; key += kLanes)
+  for (int key = 0; key < whole; key += kLanes) largest = _mm512_max_ps(largest, _mm512_loadu_ps(scores + key));
+  for (int key = whole; key < keys; key += kLanes)
     largest = _mm512_max_ps(largest, _mm512_mask_loadu_ps(nothing, seen(key), scores + key));
   const float maximum = std::max(state.maximum[row], _mm512_reduce_max_ps(largest) * scale_log2);
   const __m512 scale = _mm512_set1_ps(scale_log2), reference = _mm512_set1_ps(maximum);
   __m512 total = _mm512_setzero_ps();
-  for (int key = 0; key < keys; key += kLanes) {
-    const __m512 score = _mm512_fmsub_ps(_mm512_loadu_ps(scores + key), scale, reference);
-    const __m512 weight = _mm512_maskz_mov_ps(seen(key), exp2_ps(score));
-    total = _mm512_add_ps(total, weight);
-    store(key, weight);
-  }
+  const auto weight = [&](int key) {
+    return exp2_ps(_mm512_fmsub_ps(_mm512_loadu_ps(scores + key), scale, reference));
+  };
+  const auto take = [&](int key, __m512 weights) {
+    total = _mm512_add_ps(total, weights);
+    store(key, weights);
+  };
+  for (int key = 0; key < whole; key += kLanes) take(key, weight(key));
+  for (int key = whole; key < keys; key += kLanes) take(key, _mm512_maskz_mov_ps(seen(key), weight(key)));
   if (maximum > state.maximum[row]) {
     const __m512 factor = exp2_ps(_mm512_set1_ps(state.maximum[row] - maximum));
     for (int d = 0; d < head_dim; d += kLanes) {
@@ -185,21 +201,13 @@ inline void attend_chunk_matrix(const Model& model, const Chunk& chunk, const Ch
                                round_to_bfloat16(values));
           });
 
-  // Behind the last key stands what nobody wrote, or what somebody did long ago.
-  alignas(64) Pair last_values[kPairs * kMaxHeadDim];
-  if (last.count < kLanes) {
-    const int pairs = last.count / 2, values = pairs * model.head_dim;
-    std::memset(last_values, 0, sizeof last_values);
-    std::memcpy(last_values, last.values, values * sizeof(Pair));
-    for (int d = 0; last.count % 2 && d < model.head_dim; ++d) last_values[values + d] = last.values[values + d] & 0xffff;
-  }
   const long value_stride = model.head_dim * sizeof(Pair);
   shape_registers(rows, kPairs);
   for (int d = 0; d < model.head_dim; d += kPanel) {
     float* output = state.output + d;
     load_sums(output, output + kLanes, model.head_dim, both);
     for (int s = 0; s < chunk.count; ++s) {
-      const Pair* values = (segments[s].count < kLanes ? last_values : segments[s].values) + d;
+      const Pair* values = segments[s].values + d;
       add_product(weights + s * rows * kPairs, kPairs, both, values, values + kLanes, value_stride);
       const Pair* ahead = next.segments[std::min(s, next.count - 1)].keys + d / kPanel * kLanes * kLanes;
       for (int line = 0; line < kLanes; ++line) _mm_prefetch(ahead + line * kLanes, _MM_HINT_T0);
