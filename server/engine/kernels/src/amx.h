@@ -26,6 +26,15 @@ inline bool request_matrix_unit() {
          syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
 }
 
+// Gives the unit's registers back where it goes out of scope: as long as a thread has something in them the system
+// saves 8 KB with every change of threads, and lets the core sleep less deeply.
+struct MatrixUnitUse {
+  bool used;
+  ~MatrixUnitUse() {
+    if (used) _tile_release();
+  }
+};
+
 // What the unit's eight registers hold from now on: 0 to 3 sums, of the upper 16 and the lower rows, each left and
 // right; 4 and 5 those rows; 6 and 7 weights, left and right, of `pairs` pairs.
 inline void shape_registers(int rows, int pairs) {

@@ -58,6 +58,7 @@ inline void multiply_head(const Model& model, const float* hidden, int count, co
   Meeting meeting(threads);
 #pragma omp parallel num_threads(threads)
   {
+    const MatrixUnitUse use{model.matrix != 0};
     const Team team = Team::current(meeting);
     rms_norm(team, hidden, norm, model.hidden, model.eps, tiles, scratch.normed);
     team.barrier();

@@ -80,6 +80,7 @@ SECATEUR_EXPORT void secateur_attention_block(const Model* model, const Layer* l
   Meeting meeting(threads);
 #pragma omp parallel num_threads(threads)
   {
+    const MatrixUnitUse use{model->matrix != 0};
     const Team team = Team::current(meeting);
     queries_and_cache(team, *model, *layer, *batch, 0, tiles, scratch);
     attend_and_project(team, *model, *layer, *batch, 0, tiles, scratch);
@@ -93,7 +94,10 @@ SECATEUR_EXPORT void secateur_mlp_block(const Model* model, const Layer* layer, 
   const Scratch scratch(memory, *model, batch->tokens, layer->neurons, batch->rank_pairs, threads);
   Meeting meeting(threads);
 #pragma omp parallel num_threads(threads)
-  mlp_block(Team::current(meeting), *model, *layer, *batch, 0, batch->widths, scratch);
+  {
+    const MatrixUnitUse use{model->matrix != 0};
+    mlp_block(Team::current(meeting), *model, *layer, *batch, 0, batch->widths, scratch);
+  }
 }
 
 // All layers in one call, so that a step asks for Python's lock once.
@@ -112,6 +116,7 @@ SECATEUR_EXPORT void secateur_forward(const Model* model, const Layer* layers, i
   Meeting meeting(threads);
 #pragma omp parallel num_threads(threads)
   {
+    const MatrixUnitUse use{model->matrix != 0};
     const Team team = Team::current(meeting);
     const auto rest = [&](int i, const Batch& tokens, const RowTiles& their_tiles, const int32_t* widths) {
       attend_and_project(team, *model, layers[i], tokens, i, their_tiles, scratch);
