@@ -99,11 +99,11 @@ class Geometry:
             self.attention(num_tokens, seen, num_tokens), self.mlp([sparsity] * num_tokens), self.head(1)
         )
 
-    def answer_flops(self, prompt_tokens: int, output_tokens: int, sparsity: float) -> float:
-        """Of one request from its prompt to its last token."""
+    def answer(self, count: int, prompt_tokens: int, output_tokens: int, sparsity: float) -> tuple[Cost, ...]:
+        """The steps of `count` equal requests: their prompts, one by one, and all later tokens together."""
         after = range(prompt_tokens + 1, prompt_tokens + output_tokens)
-        decoded = sum(self.decode([sparsity], context).num_flops for context in after)
-        return self.prefill(prompt_tokens, sparsity).num_flops + decoded
+        prompts = [self.prefill(prompt_tokens, sparsity)] * count
+        return (*prompts, *(self.decode([sparsity] * count, context) for context in after))
 
 
 def _sum(*costs: Cost) -> Cost:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from bench.costs import Geometry
 from bench.results import OURS, Results, Run
+from bench.workloads import CONCURRENCY
 
 ALONE, OBSERVING, PROBES = "alone", "observing", "probes"
 WITH_METRICS, WITHOUT_METRICS = "with metrics", "without"
@@ -92,7 +93,10 @@ class Gain:
 
 
 def pruning_gains(run: Run) -> list[Gain]:
-    """W1 is held to the bytes that a step reads, W2 to the FLOPs from prompt to last token."""
+    """W1 is held to the bytes that a step reads, W2 to the least time of its steps at the machine's limits.
+
+    Where 32 streams wait for arithmetic, as on most CPUs, that is their FLOPs; elsewhere reading counts.
+    """
     geometry = Geometry(**run.document["geometry"])
     gains = []
     for cell in run.cells():
@@ -104,13 +108,18 @@ def pruning_gains(run: Run) -> list[Gain]:
             context = run.median(OURS, cell, "prompt_tokens") + 64
             allowed = geometry.decode([0.0], context).num_bytes / geometry.decode([exact], context).num_bytes
         else:
-            prompt, output = (round(run.median(OURS, cell, f"{n}_tokens") / 32) for n in ("prompt", "output"))
-            allowed = geometry.answer_flops(prompt, output, 0.0) / geometry.answer_flops(
-                prompt, output, exact
+            prompt, output = (
+                round(run.median(OURS, cell, f"{n}_tokens") / CONCURRENCY) for n in ("prompt", "output")
             )
+            limits = run.limit("bytes_per_second"), run.limit("flops_per_second")
+            dense, pruned = (
+                sum(cost.seconds(*limits) for cost in geometry.answer(CONCURRENCY, prompt, output, sparsity))
+                for sparsity in (0.0, exact)
+            )
+            allowed = dense / pruned
         figure = FIGURES[workload]
         pairs = zip(run.values(OURS, cell, figure), run.values(OURS, workload, figure), strict=True)
-        measured = statistics.median(pruned / dense for pruned, dense in pairs)
+        measured = statistics.median(ours / whole for ours, whole in pairs)
         gains.append(Gain(workload, float(sparsity), exact, allowed, measured))
     return gains
 

@@ -45,8 +45,8 @@ def test_a_prompt_costs_what_its_tokens_would_one_by_one_but_the_head():
 
 
 def test_an_answer_is_a_prompt_and_its_later_tokens():
-    decoded = [GEOMETRY.decode([0.5], context).num_flops for context in (6, 7, 8)]
-    assert GEOMETRY.answer_flops(5, 4, 0.5) == GEOMETRY.prefill(5, 0.5).num_flops + sum(decoded)
+    prompt, decoded = GEOMETRY.prefill(5, 0.5), [GEOMETRY.decode([0.5, 0.5], n) for n in (6, 7, 8)]
+    assert GEOMETRY.answer(2, 5, 4, 0.5) == (prompt, prompt, *decoded)
 
 
 def test_context_costs_reading_and_computing():

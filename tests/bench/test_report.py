@@ -100,6 +100,7 @@ def alone(w1, w2):
         "memory": {"weight_bytes": 100, "kv_bytes": 100, "peak_bytes": 240},
         "ready_seconds": {"ready_seconds": {"median": 4.0}},
         "adding": {"seconds": {"max": 0.04}, "weight_bytes": 0},
+        "limits": [{"bytes_per_second": 1e9, "flops_per_second": 1e9}],
         "contenders": {OURS: {"figures": {name: summary(rounds) for name, rounds in cells.items()}}},
     }
 
@@ -112,6 +113,9 @@ def test_pruning_is_held_to_what_was_removed(tmp_path):
     gain = told["W1's gain by pruning, of what was removed; least, at 0.5"]
     assert gain.measured == pytest.approx(100 * 0.3 / 0.3175, abs=0.1)
     assert gain.reached
+    assert told["W2's gain by pruning, of what was removed; least, at 0.5"].measured == pytest.approx(
+        90.6, abs=0.5
+    )
     file.write_text(json.dumps(alone(w1=1.2, w2=1.3)))
     told = {verdict.name: verdict for verdict in verdicts(Results(tmp_path))}
     assert not told["W1's gain by pruning, of what was removed; least, at 0.5"].reached
