@@ -16,9 +16,18 @@
 namespace secateur {
 
 // Rows [first_row, first_row + rows) of a request: row = token * group + head of the group, group = the query
-// heads of a key-value head. They see keys of chunks [first_chunk, end_chunk).
+// heads of a key-value head. They see keys of chunks [first_chunk, end_chunk), all before end_key.
 struct AttentionTile {
-  int request, kv_head, first_row, rows, first_chunk, end_chunk;
+  int request, kv_head, first_row, rows, first_chunk, end_chunk, end_key;
+};
+
+// Chunks [begin, end) of a tile, whose number it has: what a thread computes of it.
+struct AttentionWork {
+  long number;
+  AttentionTile tile;
+  int begin, end;
+
+  bool whole() const { return begin == tile.first_chunk && end == tile.end_chunk; }
 };
 
 // The piece of a cut tile that a thread computed. A thread has at most two: its first tile and its last one.
@@ -42,7 +51,7 @@ inline void for_each_tile(const Model& model, const Layer& layer, const Batch& b
         const int last = batch.positions[start + (end - 1) / group];
         const int unseen = layer.window ? batch.positions[start + begin / group] + 1 - layer.window : 0;
         visit(number++, AttentionTile{request, kv_head, begin, end - begin, std::max(unseen, 0) / kChunk,
-                                      last / kChunk + 1});
+                                      last / kChunk + 1, last + 1});
       }
     }
   }
@@ -72,9 +81,21 @@ inline void finish(const Model& model, const Batch& batch, const AttentionTile& 
   }
 }
 
-// Computes chunks [begin, end) of a tile into `state`.
+// Two chunks of keys in turn: the one that is computed, and the one that comes next and is fetched meanwhile.
+struct KeyChunks {
+  Chunk chunks[2];
+  int turn = 0;
+  bool ready = false;  // whether the one to compute was found, and its keys fetched
+
+  Chunk& now() { return chunks[turn]; }
+  Chunk& next() { return chunks[1 - turn]; }
+};
+
+// Computes its chunks of a tile into `state`. `after`: what the thread computes next, or null.
 inline void attend_chunks(const Model& model, const Layer& layer, const Batch& batch, const Bfloat16* qkv,
-                          const AttentionTile& tile, int begin, int end, RunningSoftmax& state) {
+                          const AttentionWork& work, const AttentionWork* after, KeyChunks& keys,
+                          RunningSoftmax& state) {
+  const AttentionTile& tile = work.tile;
   const int group = model.heads / model.kv_heads, rows = tile.rows, first = batch.starts[tile.request];
   const float scale_log2 = 1.44269504f / std::sqrt(static_cast<float>(model.head_dim));
   const bool matrix = attends_on_matrix(model);
@@ -90,61 +111,67 @@ inline void attend_chunks(const Model& model, const Layer& layer, const Batch& b
     positions[i] = batch.positions[token];
   }
   reset(state, rows, model.head_dim);
-  const int32_t* table = batch.block_tables + batch.table_starts[tile.request];
-  Chunk chunks[2];  // this one and the next, in turn
-  const auto find = [&](int number) {
-    const int end_key = std::min((number + 1) * kChunk, positions[rows - 1] + 1);
-    find_segments(model, layer, table, tile.kv_head, number * kChunk, end_key, chunks[number % 2]);
+  const auto find = [&](const AttentionTile& of, int number, Chunk& chunk) {
+    find_segments(model, layer, batch.block_tables + batch.table_starts[of.request], of.kv_head, number * kChunk,
+                  std::min((number + 1) * kChunk, of.end_key), chunk);
   };
-  find(begin);
-  for (int s = 0; s < chunks[begin % 2].count; ++s)
-    for (int line = 0; line < model.head_dim / 2; ++line)  // 16 keys of head_dim bfloat16
-      _mm_prefetch(chunks[begin % 2].segments[s].keys + line * kLanes, _MM_HINT_T0);
-  for (int chunk = begin; chunk < end; ++chunk) {
+  if (!keys.ready) {
+    find(tile, work.begin, keys.now());
+    for (int s = 0; s < keys.now().count; ++s)
+      for (int line = 0; line < model.head_dim / 2; ++line)  // 16 keys of head_dim bfloat16
+        _mm_prefetch(keys.now().segments[s].keys + line * kLanes, _MM_HINT_T0);
+  }
+  for (int chunk = work.begin; chunk < work.end; ++chunk) {
     const int first_key = chunk * kChunk;
-    if (chunk + 1 < end) find(chunk + 1);
-    const Chunk& now = chunks[chunk % 2];
-    const Chunk& next = chunk + 1 < end ? chunks[(chunk + 1) % 2] : now;
+    const bool last = chunk + 1 == work.end;
+    keys.ready = !last || after;
+    if (keys.ready) find(last ? after->tile : tile, last ? after->begin : chunk + 1, keys.next());
+    const Chunk& next = keys.ready ? keys.next() : keys.now();
     int first_seen[kMatrixRows], last_seen[kMatrixRows];
     for (int i = 0; i < rows; ++i) {
       last_seen[i] = positions[i] - first_key;
       first_seen[i] = layer.window ? last_seen[i] + 1 - layer.window : 0;
     }
     if (matrix)
-      attend_chunk_matrix(model, now, next, queries, rows, first_seen, last_seen, scale_log2, state);
+      attend_chunk_matrix(model, keys.now(), next, queries, rows, first_seen, last_seen, scale_log2, state);
     else
-      for_rows<AttendChunk>(rows)(model, now, next, queries, first_seen, last_seen, scale_log2, state);
+      for_rows<AttendChunk>(rows)(model, keys.now(), next, queries, first_seen, last_seen, scale_log2, state);
+    keys.turn = 1 - keys.turn;
   }
 }
 
 // This thread's stretch of the work. Whole tiles go to `to`, pieces to `partials` [threads][2].
 inline void attend(const Team& team, const Model& model, const Layer& layer, const Batch& batch, const Bfloat16* qkv,
                    const RowTiles& row_tiles, const PackedRows& to, Partial* partials) {
-  long work = 0;
+  long all = 0;
   for_each_tile(model, layer, batch,
-                [&](long, const AttentionTile& tile) { work += tile.end_chunk - tile.first_chunk; });
-  const long begin = work * team.id / team.count, end = work * (team.id + 1) / team.count;
+                [&](long, const AttentionTile& tile) { all += tile.end_chunk - tile.first_chunk; });
+  const long begin = all * team.id / team.count, end = all * (team.id + 1) / team.count;
+  std::vector<AttentionWork> stretch;
+  long at = 0;
+  for_each_tile(model, layer, batch, [&](long number, const AttentionTile& tile) {
+    const long chunks = tile.end_chunk - tile.first_chunk;
+    const int from = static_cast<int>(std::max(begin - at, 0L)), until = static_cast<int>(std::min(end - at, chunks));
+    if (from < until) stretch.push_back({number, tile, tile.first_chunk + from, tile.first_chunk + until});
+    at += chunks;
+  });
   Partial* own = partials + 2 * team.id;
   own[0].tile = own[1].tile = -1;
   alignas(64) float output[kMatrixRows * kMaxHeadDim];
   RunningSoftmax state{{}, {}, output};
-  long at = 0;
-  for_each_tile(model, layer, batch, [&](long number, const AttentionTile& tile) {
-    const long from = std::max(begin, at), until = std::min(end, at + tile.end_chunk - tile.first_chunk);
-    const int skipped = static_cast<int>(from - at);
-    at += tile.end_chunk - tile.first_chunk;
-    if (from >= until) return;
-    const int first_chunk = tile.first_chunk + skipped;
-    const int end_chunk = first_chunk + static_cast<int>(until - from);
-    if (first_chunk == tile.first_chunk && end_chunk == tile.end_chunk) {
-      attend_chunks(model, layer, batch, qkv, tile, first_chunk, end_chunk, state);
-      finish(model, batch, tile, state, row_tiles, to);
+  KeyChunks keys;
+  for (size_t i = 0; i < stretch.size(); ++i) {
+    const AttentionWork& work = stretch[i];
+    const AttentionWork* after = i + 1 < stretch.size() ? &stretch[i + 1] : nullptr;
+    if (work.whole()) {
+      attend_chunks(model, layer, batch, qkv, work, after, keys, state);
+      finish(model, batch, work.tile, state, row_tiles, to);
     } else {
-      Partial& partial = own[first_chunk == tile.first_chunk];  // 0 where another thread began it
-      partial.tile = number;
-      attend_chunks(model, layer, batch, qkv, tile, first_chunk, end_chunk, partial.state);
+      Partial& partial = own[work.begin == work.tile.first_chunk];  // 0 where another thread began it
+      partial.tile = work.number;
+      attend_chunks(model, layer, batch, qkv, work, after, keys, partial.state);
     }
-  });
+  }
 }
 
 // Puts together the tiles that were cut between threads. Called once all threads have attended, by one of them.

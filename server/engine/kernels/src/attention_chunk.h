@@ -34,8 +34,7 @@ struct Chunk {
   alignas(64) Pair last_values[kLanes / 2 * kMaxHeadDim];
 };
 
-// Keys [begin, end) of a request; `begin` is even. The last segment's values are copied beside zeros where they do not
-// fill 16 keys: behind them stands what nobody wrote, or another request did, and 0 * NaN is NaN.
+// Keys [begin, end) of a request; `begin` is even.
 inline void find_segments(const Model& model, const Layer& layer, const int32_t* table, int kv_head, int begin,
                           int end, Chunk& chunk) {
   chunk.count = 0;
@@ -47,6 +46,11 @@ inline void find_segments(const Model& model, const Layer& layer, const int32_t*
                          layer.values + at + static_cast<size_t>(offset / 2) * model.head_dim, key - begin, keys};
     key += keys;
   }
+}
+
+// Copies the last segment's values beside zeros where they do not fill 16 keys: behind them stands what nobody wrote,
+// or another request did, and 0 * NaN is NaN.
+inline void pad_values(const Model& model, Chunk& chunk) {
   Segment& last = chunk.segments[chunk.count - 1];
   if (last.count == kLanes) return;
   const int whole = last.count / 2 * model.head_dim;
@@ -106,7 +110,7 @@ struct AttendChunk {
   // next: the chunk after this one, or this one again if it is the last.
   // queries: [head_dim / 2][R]. first_seen, last_seen: [R] the keys that a row sees, counted within the chunk.
   // scale_log2: what turns a product of query and key into a power of two.
-  static void run(const Model& model, const Chunk& chunk, const Chunk& next, const Pair* queries,
+  static void run(const Model& model, Chunk& chunk, const Chunk& next, const Pair* queries,
                   const int* first_seen, const int* last_seen, float scale_log2, RunningSoftmax& state) {
     const Segment* segments = chunk.segments;
     const int num_segments = chunk.count;
@@ -135,6 +139,7 @@ struct AttendChunk {
       weigh(scores[i], keys, first_seen[i], last_seen[i], scale_log2, model.head_dim, i, state,
             [&](int key, __m512 values) { store_packed(values, weights, R, i, key / 2); });
 
+    pad_values(model, chunk);
     for (int d = 0; d < model.head_dim; d += kPanel) {
       const int second = d + kLanes < model.head_dim ? kLanes : 0;
       float* output = state.output + d;
@@ -167,7 +172,7 @@ inline bool attends_on_matrix(const Model& model) {
 }
 
 // The same on the matrix unit, for up to kMatrixRows rows. queries: [head_dim / 32][rows][16].
-inline void attend_chunk_matrix(const Model& model, const Chunk& chunk, const Chunk& next, const Pair* queries,
+inline void attend_chunk_matrix(const Model& model, Chunk& chunk, const Chunk& next, const Pair* queries,
                                 int rows, const int* first_seen, const int* last_seen, float scale_log2,
                                 RunningSoftmax& state) {
   constexpr int kScores = kChunk + kLanes, kPairs = kLanes / 2;  // of a row; of 16 keys
@@ -187,8 +192,8 @@ inline void attend_chunk_matrix(const Model& model, const Chunk& chunk, const Ch
       add_product(queries + p * rows, kBlockPairs, both, left.keys + p * model.block_size,
                   right.keys + p * model.block_size, key_stride);
       for (int line = 2 * p / kBlockPairs * kLanes; line < 2 * (p / kBlockPairs + 1) * kLanes; ++line) {
-        _mm_prefetch(left.values + line * kLanes, _MM_HINT_T0);
-        _mm_prefetch(right.values + line * kLanes, _MM_HINT_T0);
+        _mm_prefetch(left.values + line * kLanes, _MM_HINT_T1);
+        _mm_prefetch(right.values + line * kLanes, _MM_HINT_T1);
       }
     }
     // A segment of fewer than 16 keys, the last one, leaves garbage behind its scores, which the mask below hides.
@@ -201,6 +206,7 @@ inline void attend_chunk_matrix(const Model& model, const Chunk& chunk, const Ch
                                round_to_bfloat16(values));
           });
 
+  pad_values(model, chunk);
   const long value_stride = model.head_dim * sizeof(Pair);
   shape_registers(rows, kPairs);
   for (int d = 0; d < model.head_dim; d += kPanel) {
@@ -210,7 +216,7 @@ inline void attend_chunk_matrix(const Model& model, const Chunk& chunk, const Ch
       const Pair* values = segments[s].values + d;
       add_product(weights + s * rows * kPairs, kPairs, both, values, values + kLanes, value_stride);
       const Pair* ahead = next.segments[std::min(s, next.count - 1)].keys + d / kPanel * kLanes * kLanes;
-      for (int line = 0; line < kLanes; ++line) _mm_prefetch(ahead + line * kLanes, _MM_HINT_T0);
+      for (int line = 0; line < kLanes; ++line) _mm_prefetch(ahead + line * kLanes, _MM_HINT_T1);
     }
     store_sums(output, output + kLanes, model.head_dim, both);
   }
