@@ -79,15 +79,15 @@ SECATEUR_INLINE void store_sums(float* left, float* right, long stride, bool bot
 }
 
 // sums += rows times weights: of rows [rows][pairs], and weights of which one pair stands `stride` bytes behind the
-// other.
+// other. Weights pass the first cache by: rows are used again sooner.
 SECATEUR_INLINE void add_product(const Pair* rows, int pairs, bool both, const Pair* left, const Pair* right,
                                  long stride) {
   const long row_bytes = pairs * sizeof(Pair);
   asm volatile("" : : : "memory");
-  _tile_loadd(6, left, stride);
+  _tile_stream_loadd(6, left, stride);
   _tile_loadd(4, rows, row_bytes);
   _tile_dpbf16ps(0, 4, 6);
-  _tile_loadd(7, right, stride);
+  _tile_stream_loadd(7, right, stride);
   _tile_dpbf16ps(1, 4, 7);
   if (!both) return;
   _tile_loadd(5, rows + 16 * pairs, row_bytes);
