@@ -150,7 +150,7 @@ struct Pieces {
  private:
   // Of pieces of about equal size, none larger than `most`, each whole blocks.
   static int equal(int longest, int most) {
-    const int pieces = (longest + most - 1) / most;
+    const int pieces = std::max(1, (longest + most - 1) / most);
     return static_cast<int>(PackedRows::room((longest + pieces - 1) / pieces));
   }
 };
