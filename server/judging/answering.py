@@ -4,6 +4,7 @@ Knows the engine's streams and the chat template; what is asked, and of which va
 """
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 from eval.generate import Answer, AnswerEnd, GenerateError
 from pruning.errors import SecateurError
@@ -19,25 +20,19 @@ _ENDS: Mapping[FinishReason, AnswerEnd] = {
 }
 
 
-async def answer(
-    engine: AsyncEngine,
-    tokenizer: PromptTokenizer,
-    prompt: str,
-    variant: Variant,
-    sampling: SamplingParams,
-    *,
-    request_id: str,
-    priority: int = 0,
-) -> Answer:
-    """Asks one user message.
+@dataclass(frozen=True)
+class Asked:
+    """A question's stream at its end, its text and why it ended."""
 
-    Raises:
-        GenerateError: as `ask`.
-    """
-    stream, text, reason = await ask(
-        engine, tokenizer, prompt, variant, sampling, request_id=request_id, priority=priority
-    )
-    return Answer(text, _ENDS[reason], stream.num_prompt_tokens, stream.num_generated_tokens)
+    stream: RequestStream
+    text: str
+    reason: FinishReason
+
+    @property
+    def answer(self) -> Answer:
+        return Answer(
+            self.text, _ENDS[self.reason], self.stream.num_prompt_tokens, self.stream.num_generated_tokens
+        )
 
 
 async def ask(
@@ -48,9 +43,9 @@ async def ask(
     sampling: SamplingParams,
     *,
     request_id: str,
-    priority: int,
-) -> tuple[RequestStream, str, FinishReason]:
-    """One user message's stream at its end, its text and why it ended. Nothing of it is left in the engine.
+    priority: int = 0,
+) -> Asked:
+    """Asks one user message. However it ends, nothing of it is left in the engine.
 
     Raises:
         GenerateError: it was refused, the engine died, or it is being stopped.
@@ -75,4 +70,4 @@ async def ask(
         raise GenerateError(f"{variant.name} gave no answer: {error}") from error
     if reason is None:
         raise GenerateError(f"{variant.name}'s answer was cut off: the server is shutting down")
-    return stream, text, reason
+    return Asked(stream, text, reason)

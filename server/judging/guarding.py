@@ -58,7 +58,7 @@ class EngineCompare:
 
     async def _record(self, prompt: str, variant: Variant, max_tokens: int, request_id: str) -> Recording:
         sampling = SamplingParams(max_tokens=max_tokens, temperature=0.0, recorded_logprobs=RECORDED_LOGPROBS)
-        stream, _, _ = await ask(
+        asked = await ask(
             self._engine,
             self._tokenizer,
             prompt,
@@ -67,7 +67,7 @@ class EngineCompare:
             request_id=request_id,
             priority=BACKGROUND,
         )
-        return Recording.of(stream, max_tokens)
+        return Recording.of(asked.stream, max_tokens)
 
     async def _likeness(self, recording: Recording, variant: Variant, request_id: str) -> Likeness | None:
         """None where the variant could not be asked."""

@@ -25,7 +25,7 @@ from server.engine.kernels import choose_kernels
 from server.engine.request import RequestStats, SamplingParams
 from server.engine.stats import StepStats
 from server.engine.variant import Variant
-from server.judging.answering import answer
+from server.judging.answering import ask
 from server.loading.deltas import NamedDelta
 from server.loading.sizes import load_sizes
 from server.tokenization import PromptTokenizer
@@ -92,9 +92,10 @@ class LocalModel:
         return sum(answer.completion_tokens for answer in answers) / (time.monotonic() - start)
 
     async def _answer(self, prompt: str, variant: Variant, sampling: SamplingParams) -> Answer:
-        return await answer(
+        asked = await ask(
             self._engine, self._tokenizer, prompt, variant, sampling, request_id=str(next(self._numbers))
         )
+        return asked.answer
 
 
 @dataclass(frozen=True)

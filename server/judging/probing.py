@@ -22,7 +22,7 @@ from pruning.errors import SecateurError
 from server.engine.async_engine import AsyncEngine
 from server.engine.request import BACKGROUND, SamplingParams
 from server.errors import ModelNotFoundError, ProbeConflictError
-from server.judging.answering import answer
+from server.judging.answering import ask
 from server.monitoring.workload import Workload
 from server.tokenization import PromptTokenizer
 from server.variants import VariantRegistry
@@ -55,7 +55,7 @@ class EngineGenerate:
         by_name = {v.name: v for v in self._registry.in_service()}
         if variant not in by_name:
             raise GenerateError(f"{variant} is not served any more")
-        found = await answer(
+        asked = await ask(
             self._engine,
             self._tokenizer,
             prompt,
@@ -64,6 +64,7 @@ class EngineGenerate:
             request_id=f"probe-{next(self._numbers)}",
             priority=BACKGROUND,
         )
+        found = asked.answer
         self._on_answer(variant, found.prompt_tokens + found.completion_tokens)
         return found
 

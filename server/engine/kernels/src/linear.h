@@ -75,11 +75,15 @@ inline void add_piece(const RowTile& tile, const Pair* panel, const Pair* rows, 
 
 constexpr long kPrefetchBytes = 8192;  // ahead of the multiplication, where memory is what it waits for
 
-// What to fetch during tile `index` of `count` tiles that use the same weights: with one tile, a little ahead; with
-// several, the `bytes` at `next` that come next, a share in each tile.
-SECATEUR_INLINE Prefetch prefetch_for(const Pair* weights, const Pair* next, long bytes, int index, int count) {
+// What to fetch where one tile uses the weights: those a little ahead.
+SECATEUR_INLINE Prefetch prefetch_ahead(const Pair* weights) {
   const char* base = reinterpret_cast<const char*>(weights) + kPrefetchBytes;
-  if (count == 1) return {base, base + 64, 2 * 64};
+  return {base, base + 64, 2 * 64};
+}
+
+// The same during tile `index` of `count`: with several, the `bytes` at `next` that come next, a share in each tile.
+SECATEUR_INLINE Prefetch prefetch_for(const Pair* weights, const Pair* next, long bytes, int index, int count) {
+  if (count == 1) return prefetch_ahead(weights);
   return {reinterpret_cast<const char*>(next) + bytes * index / count, nullptr, 2 * 64 / count};
 }
 
@@ -118,7 +122,7 @@ inline void multiply_inner(const Team& team, const MapDeltas& deltas, const Pack
     const int begin = std::max<int>(0, team.begin(panels) - before), end = std::min<int>(own, team.end(panels) - before);
     for (int panel = begin; panel < end; ++panel) {
       const Pair* weights = delta->a + static_cast<size_t>(panel) * pairs * kPanel;
-      add_piece(tile, weights, rows.tile(tile), pairs, sums, true, prefetch_for(weights, nullptr, 0, 0, 1), true);
+      add_piece(tile, weights, rows.tile(tile), pairs, sums, true, prefetch_ahead(weights), true);
       for (int row = 0; row < tile.rows; ++row)
         for (int half = 0; half < 2; ++half)
           deltas.inner.store(_mm512_load_ps(sums + row * kPanel + half * kLanes), tile, row,
@@ -128,7 +132,7 @@ inline void multiply_inner(const Team& team, const MapDeltas& deltas, const Pack
   }
 }
 
-// How the team goes through panels: so many `together`, of each `piece` pairs for all tiles before the next.
+// How the team goes through panels: so many `together`, of each `pairs` pairs for all tiles before the next.
 struct Pieces {
   int together;
   int pairs;
@@ -190,7 +194,7 @@ inline void multiply_some(const Pair* weights, int weight_pairs, int first, int 
       const Pair* from = delta->b + panel * delta->pairs * kPanel;
       add_piece(tile, from, deltas.inner.tile(tile), static_cast<int>(delta->pairs),
                 sums + (panel - first) * panel_sums + tile.first * kPanel, false,
-                prefetch_for(from, nullptr, 0, 0, 1), false);
+                prefetch_ahead(from), false);
     }
   }
 }
