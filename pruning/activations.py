@@ -43,16 +43,19 @@ class MomentSums:
         A token weighs what the token predicted at it weighs, as often as it would have to be repeated for it.
         """
         h = h.detach().float()
-        for part, mask in enumerate((batch.prompt_mask, batch.answer_mask)):
-            kept, weights = h[mask], batch.weights[mask].unsqueeze(-1)  # [tokens of this part, neurons or 1]
-            for moment, values in enumerate((kept, kept.abs(), kept.square())):
-                self._sums[part, moment, layer] += (values * weights).sum(dim=0).cpu()
-            weighed = mask * batch.weights  # [sequences, tokens]
-            # A part without tokens, such as no answer, adds zero and is not counted.
-            tokens = torch.where(mask.any(dim=1), weighed.sum(dim=1), 1).unsqueeze(-1)
-            means = (h.abs() * weighed.unsqueeze(-1)).sum(dim=1) / tokens  # [sequences, neurons]
-            self._per_sequence[part, 0, layer] += means.sum(dim=0).cpu()
-            self._per_sequence[part, 1, layer] += means.square().sum(dim=0).cpu()
+        weights = batch.part_weights  # [sequences, 2, tokens]
+        by_token = weights.transpose(0, 1).flatten(1)  # [2, tokens of all sequences]
+        sums = by_token @ h.flatten(0, 1)  # [2, neurons]
+        sizes = h.abs()
+        by_sequence = weights @ sizes  # [sequences, 2, neurons]
+        squares = by_token @ sizes.square_().flatten(0, 1)
+        for moment, found in enumerate((sums, by_sequence.sum(dim=0), squares)):
+            self._sums[:, moment, layer] += found.cpu()
+        tokens = weights.sum(dim=2, keepdim=True)
+        # A part without tokens, such as no answer, adds zero and is not counted.
+        means = by_sequence / tokens.where(tokens > 0, 1)
+        self._per_sequence[:, 0, layer] += means.sum(dim=0).cpu()
+        self._per_sequence[:, 1, layer] += means.square().sum(dim=0).cpu()
 
     @property
     def prompt(self) -> TokenMoments:
@@ -79,9 +82,9 @@ class TaylorSums:
         self.sq_sum = torch.zeros_like(self.abs_sum)
 
     def add(self, layer: int, change: Tensor) -> None:
-        """Adds one layer's h ∂L/∂h [sequences, tokens, neurons]; zero where there is padding."""
-        self.abs_sum[layer] += change.abs().sum(dim=(0, 1)).cpu()
-        self.sq_sum[layer] += change.square().sum(dim=(0, 1)).cpu()
+        """Adds one layer's h ∂L/∂h [sequences, tokens, neurons], and overwrites it; zero where there is padding."""
+        self.abs_sum[layer] += change.abs_().sum(dim=(0, 1)).cpu()
+        self.sq_sum[layer] += change.square_().sum(dim=(0, 1)).cpu()
 
 
 def add_moments(model: "PreTrainedModel", batch: TokenBatch, sums: MomentSums) -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -48,6 +49,11 @@ class TokenBatch:
     @property
     def attention_mask(self) -> Tensor:
         return (self.prompt_mask | self.answer_mask).long()
+
+    @cached_property
+    def part_weights(self) -> Tensor:
+        """float32 [sequences, 2, tokens], how much each token counts in the prompt, and in the answer."""
+        return torch.stack([self.prompt_mask, self.answer_mask], dim=1) * self.weights.unsqueeze(1)
 
 
 def with_answers(prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]]) -> list[TokenSequence]:

@@ -50,7 +50,7 @@ def add_moments_and_gradients(
 
         def add(gradient: Tensor) -> None:
             # No mask: padding comes after the text, so no loss depends on it and its gradient is zero.
-            taylor.add(layer, value.float() * gradient.float())
+            taylor.add(layer, value.float() * gradient)
 
         h.register_hook(add)  # type: ignore[no-untyped-call]
 
