@@ -82,7 +82,7 @@ class TaylorSums:
         self.sq_sum = torch.zeros_like(self.abs_sum)
 
     def add(self, layer: int, change: Tensor) -> None:
-        """Adds one layer's h ∂L/∂h [sequences, tokens, neurons]; zero where there is padding. Overwrites it."""
+        """Adds one layer's h ∂L/∂h [sequences, tokens, neurons], zero at padding; overwrites it."""
         self.abs_sum[layer] += change.abs_().sum(dim=(0, 1)).cpu()
         self.sq_sum[layer] += change.square_().sum(dim=(0, 1)).cpu()
 

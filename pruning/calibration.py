@@ -37,7 +37,7 @@ MEASURED_TOKENS = 1024  # in one pass: activations of a layer are held for the p
 MEASURED_ROWS = 64
 SUMS = 22  # float64 numbers a neuron: ten for target and distractors each, two of Taylor's
 FLOAT64_BYTES = 8
-MOMENT_COPIES = 6  # float32 copies of h while moments are added: h, |h|, h², tokens of one part, gradients
+MOMENT_COPIES = 4  # float32 copies of h while moments are added: h, |h| or h², h ∂L/∂h, h again
 WAY_OUT = "use --dtype bfloat16"
 
 

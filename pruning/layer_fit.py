@@ -26,7 +26,7 @@ from pruning.unfinished import Layer, UnfinishedFit
 
 logger = logging.getLogger(__name__)
 
-RIDGES = (1e-3, 1e-2, 1e-1, 1.0)
+RIDGES = (1.0, 1e-1, 1e-2, 1e-3)
 # How much of the error that earlier layers have left a layer is to take back. Half is the best or near it at
 # each sparsity and rank that was tried on math-mini (docs/decisions/008-deltas.md).
 PULL = 0.5
@@ -147,13 +147,15 @@ class LayerFit:
             return self._model.attend(layer, stream, self._inputs[number])
 
         plain = None if streams.plain is None else attended(streams.plain)
-        return Streams(attended(streams.dense), attended(streams.corrected), plain)
+        dense = attended(streams.dense)
+        # It leaves the layer at once, for it waits for no correction.
+        dense = dense + self._model.mlps[layer](self._model.mlp_input(layer, dense))
+        return Streams(dense, attended(streams.corrected), plain)
 
     def _leave(self, layer: int, neurons: _Neurons, correction: Layer, streams: Streams) -> Streams:
         def normed(attended: Tensor) -> Tensor:
             return self._model.mlp_input(layer, attended)
 
-        dense = streams.dense + self._model.mlps[layer](normed(streams.dense))
         h = neurons.activations(normed(streams.corrected))
         corrected = streams.corrected + F.linear(h, neurons.down)
         low_rank = correction.get("down_proj")
@@ -163,7 +165,7 @@ class LayerFit:
         plain = streams.plain
         if plain is not None:
             plain = plain + F.linear(neurons.activations(normed(plain)), neurons.down)
-        return Streams(dense, corrected, plain)
+        return Streams(streams.dense, corrected, plain)
 
     def _add(
         self, layer: int, neurons: _Neurons, streams: Streams, batch: RoleBatch, moments: _Moments
@@ -175,13 +177,17 @@ class LayerFit:
         missing = self._target(layer, x, streams.dense[present], attended) - F.linear(h, neurons.down)
         weights = 1 / attended.float().square().mean(dim=1)
         sums = moments.fitted if batch.role == "fitted" else moments.judged
-        sums.add(h.float(), missing.float(), weights)
+        sums.add(h, missing, weights)
 
     def _target(self, layer: int, x: Tensor, dense: Tensor, corrected: Tensor) -> Tensor:
-        """What the corrected model's MLP should add to its stream, [tokens, hidden]."""
-        mlp = self._model.mlps[layer]
-        back = dense + mlp(self._model.mlp_input(layer, dense)) - corrected
-        return cast("Tensor", (1 - PULL) * mlp(x) + PULL * back)
+        """What the corrected model's MLP should add to its stream, [tokens, hidden].
+
+        Args:
+            x: its input.
+            dense: the dense model's stream after the layer.
+            corrected: the corrected model's before its MLP.
+        """
+        return cast("Tensor", (1 - PULL) * self._model.mlps[layer](x) + PULL * (dense - corrected))
 
     def _solve(self, layer: int, moments: _Moments) -> LowRank | None:
         choice = choose_ridge(moments.fitted, moments.judged, RIDGES, self._rank)

@@ -3,7 +3,8 @@
 Knows neither models nor files. h, the predictor, is [tokens, in]; r, what is to be predicted, [tokens, out].
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -13,7 +14,12 @@ from pruning.delta import LowRank
 
 
 class SecondMoments:
-    """Weighted sums of h hᵀ, r hᵀ and ‖r‖² over tokens, in float32."""
+    """Weighted sums of h hᵀ, r hᵀ and ‖r‖² over tokens, in float32.
+
+    Rows are scaled by the root of their weight first, and left in the dtype they come in. So the sum of h hᵀ
+    is that of real vectors, without negative eigenvalues; and products of two halves of a float32, as
+    bfloat16 is, are exact on units that multiply nothing else, several times as fast.
+    """
 
     def __init__(self, inputs: int, outputs: int, device: torch.device) -> None:
         self.inputs = torch.zeros(inputs, inputs, device=device)
@@ -21,11 +27,13 @@ class SecondMoments:
         self.squares = 0.0
 
     def add(self, h: Tensor, r: Tensor, weights: Tensor) -> None:
-        """`weights`: [tokens], of each token's squared error."""
-        weighted = h * weights[:, None]
-        self.inputs.addmm_(weighted.T, h)
-        self.cross.addmm_(r.T, weighted)
-        self.squares += float((r.square().sum(dim=1) * weights).sum(dtype=torch.float64))
+        """`weights`: float32 [tokens], of each token's squared error."""
+        root = weights.sqrt()[:, None]
+        scaled_h, scaled_r = ((root * rows).to(rows.dtype).float() for rows in (h, r))
+        with _products_of(h.dtype):
+            self.inputs.addmm_(scaled_h.T, scaled_h)
+            self.cross.addmm_(scaled_r.T, scaled_h)
+        self.squares += float(scaled_r.square().sum(dtype=torch.float64))
 
     def merge(self, other: "SecondMoments") -> None:
         """Adds the sums of `other`."""
@@ -39,6 +47,17 @@ class SecondMoments:
         explained = 2 * ((b.T @ self.cross) * a).sum(dtype=torch.float64)
         size = ((b.T @ b) * (a @ self.inputs @ a.T)).sum(dtype=torch.float64)
         return self.squares - float(explained - size)
+
+
+@contextmanager
+def _products_of(dtype: torch.dtype) -> Iterator[None]:
+    """Multiplies float32 matrices that hold numbers of `dtype` no more precisely than these are."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("medium" if dtype == torch.bfloat16 else "highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 def working_bytes(inputs: int, outputs: int) -> int:
@@ -81,12 +100,17 @@ class Choice:
 
 
 def choose_ridge(fitted: SecondMoments, judged: SecondMoments, ridges: Sequence[float], rank: int) -> Choice:
-    """Fits on one set of data, and judges by another, with every one of `ridges`."""
+    """Fits on one set of data, and judges by another.
+
+    Args:
+        ridges: to try, the largest first, until one does worse than the one before.
+    """
     best = Choice(None, 1.0)
     if judged.squares == 0:
         return best
     for ridge in ridges:
         unexplained = judged.error(low_rank_ridge(fitted, ridge, rank)) / judged.squares
-        if unexplained < best.unexplained:
-            best = Choice(ridge, unexplained)
+        if unexplained >= best.unexplained:
+            break
+        best = Choice(ridge, unexplained)
     return best

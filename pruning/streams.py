@@ -19,6 +19,7 @@ class Streams:
     """Where a batch is in the dense, the corrected and the uncorrected model; [sequences, tokens, hidden].
 
     Attributes:
+        dense: a step ahead of the others, which wait for a layer's correction before its MLP.
         plain: the uncorrected one; None where nobody reports on it.
     """
 

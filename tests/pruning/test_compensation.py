@@ -155,10 +155,25 @@ def test_a_layer_is_to_mend_half_of_what_is_amiss(tiny: Checkpoint, tmp_path: Pa
         x = model.mlp_input(0, corrected[0])
         mlp, kept = model.mlps[0], ranking().permutation[0, : WIDTHS[0]]
         h = (F.silu(mlp.gate_proj(x)) * mlp.up_proj(x))[:, kept]
-        back = dense[0] + mlp(model.mlp_input(0, dense[0])) - corrected[0]
+        back = dense[0] - corrected[0]
         missing = (mlp(x) + back) / 2 - h @ mlp.down_proj.weight[:, kept].T
     for found, expected in zip(seen, (h, missing, 1 / corrected[0].square().mean(dim=1)), strict=True):
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_the_dense_stream_leaves_a_layer_where_the_corrected_one_waits(
+    tiny: Checkpoint, tmp_path: Path
+) -> None:
+    model = LayerwiseModel(load_network(tiny, torch.device("cpu"), torch.float32))
+    batch = RoleBatch("fitted", pad_batch([TokenSequence((5, 6, 7))], torch.device("cpu")))
+    run = LayerFit(model, ranking(), WIDTHS, 4, [batch], StreamStore(tmp_path, 0, torch.device("cpu")))
+    with torch.no_grad():
+        stream, inputs = model.embed(batch.tokens)
+        run._inputs.append(inputs)
+        left = run._attend(0, 0, Streams(stream, stream, None))
+        expected = left.corrected + model.mlps[0](model.mlp_input(0, left.corrected))
+    torch.testing.assert_close(left.corrected, model.attend(0, stream, inputs))
+    torch.testing.assert_close(left.dense, expected)
 
 
 def test_an_interrupted_fit_goes_on_to_the_same_delta(
