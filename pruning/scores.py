@@ -184,7 +184,7 @@ SCORES: Mapping[str, Score] = MappingProxyType(
         )
     }
 )
-DEFAULT_SCORE = "taylor2"
+DEFAULT_SCORE = "taylor2_mixed"
 
 
 def _uniform(profile: SelectivityProfile, seed: int) -> Tensor:

@@ -19,7 +19,7 @@ from pruning.errors import SecateurError
 MODELS = ("coder-0.5b", "coder-1.5b")
 TASKS = ("humaneval", "gsm8k")
 SPARSITIES = (0.1, 0.2, 0.3, 0.35)
-METHODS = ("taylor2", PAPER_METHOD, *RANDOM_METHODS, "taylor2, reversed")
+METHODS = ("taylor2_mixed", PAPER_METHOD, *RANDOM_METHODS, "taylor2_mixed, reversed")
 DENSE = "dense"
 STUDY_FILE, EVALUATION_FILES = "results.json", "eval-*.json"
 FINGERPRINT_DIGITS = 16  # that a study keeps

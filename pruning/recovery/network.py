@@ -90,6 +90,9 @@ class AdaptedNetwork:
             for linear in maps.values():
                 linear.lora_A.float()
                 linear.lora_B.float()
+                # They are rounded to the network's dtype where they multiply (see `hidden`). Else its
+                # activations would be made float32 before each of them, and the sum rounded after.
+                linear.cast_input_dtype_enabled = False
         if start is not None:
             self.load(start)
         if len(widths) > 1:
@@ -127,9 +130,11 @@ class AdaptedNetwork:
         Computed at the widths of that variant. Propagate back before the next call.
         """
         self._variant = variant
-        output = decoder(self._model)(
-            input_ids=row.input_ids, position_ids=row.position_ids, use_cache=False
-        ).last_hidden_state  # [1, tokens, hidden]
+        dtype = self._model.dtype
+        with torch.autocast(self.device.type, dtype, enabled=dtype != torch.float32):
+            output = decoder(self._model)(
+                input_ids=row.input_ids, position_ids=row.position_ids, use_cache=False
+            ).last_hidden_state  # [1, tokens, hidden]
         return cast("Tensor", output[0, row.predicting])
 
     @torch.no_grad()

@@ -97,7 +97,7 @@ class RankingSettings(ProfiledSettings):
     ranking: Path | None = Field(
         None, description="an order that `secateur rank` or `compare` wrote, in place of a score"
     )
-    score: ScoreName = Field("taylor2", description="what makes a neuron important")
+    score: ScoreName = Field("taylor2_mixed", description="what makes a neuron important")
     order: Literal["forward", "reverse"] = Field(
         "forward", description="reverse removes the most important first, for experiments"
     )

@@ -52,7 +52,7 @@ class StepSettings(BaseSettings):
     """The steps"""
 
     out: Path = Field(description="file to write, which --ranking takes")
-    score: ScoreName = Field("taylor2", description="what makes a neuron important")
+    score: ScoreName = Field("taylor2_mixed", description="what makes a neuron important")
     allocation: AllocationName = Field(
         "auto",
         description="one order of all neurons, or as many out of each layer; auto: as the score allows",

@@ -109,11 +109,13 @@ def test_cells_hold_the_figures(studies: Path) -> None:
     table = cells(collect(studies)["coder-0.5b", "humaneval"])
     assert "| dense | 0.0% | 80.0% (58.4 to 91.9) | 100% |  |  | 0.0% |" in table
     # Of 16, 13 and 7: at 20% ours alone solves four more than the paper's 9, six more than random's 7.
-    expected = "| taylor2 | 20.0% | 65.0% (43.3 to 81.9) | 81% | +4 -0, p = 0.12 | +6 -0, p = 0.031 | 0.0% |"
+    expected = (
+        "| taylor2_mixed | 20.0% | 65.0% (43.3 to 81.9) | 81% | +4 -0, p = 0.12 | +6 -0, p = 0.031 | 0.0% |"
+    )
     assert expected in table
     assert "| selectivity | 20.0% | 45.0% (25.8 to 65.8) | 56% |  | +2 -0, p = 0.5 | 0.0% |" in table
     assert "| random-42 | 20.0% | 30.0% (14.5 to 51.9) | 38% | +0 -3, p = 0.25 |  | 0.0% |" in table
-    assert "| taylor2, reversed | 10.0% | 5.0% (0.9 to 23.6) | 6% |" in table
+    assert "| taylor2_mixed, reversed | 10.0% | 5.0% (0.9 to 23.6) | 6% |" in table
     assert "85.0% |" in table  # the answers of the reverse that do not end
 
 
@@ -123,18 +125,18 @@ def test_random_is_the_better_of_its_seeds(studies: Path) -> None:
     assert best is not None
     assert best.method == "random-33"
     assert best_random(ground, 0.35) is None
-    found = pair(ground.points["taylor2", 0.1], best)
+    found = pair(ground.points["taylor2_mixed", 0.1], best)
     assert (found.only_this, found.only_other, found.is_shown_to_differ) == (6, 0, True)
 
 
 def test_what_nobody_measured_is_missing_and_never_made_up(studies: Path) -> None:
     grounds = collect(studies)
     told = missing(grounds)
-    assert "- coder-0.5b at humaneval: taylor2 at 0.35, selectivity at 0.35, random-42 at 0.35" in told
-    assert "taylor2, reversed at 0.2" in told
+    assert "- coder-0.5b at humaneval: taylor2_mixed at 0.35, selectivity at 0.35, random-42 at 0.35" in told
+    assert "taylor2_mixed, reversed at 0.2" in told
     assert "- coder-1.5b at gsm8k: everything" in told
     table = retention(grounds)
-    assert "| coder-0.5b at humaneval | taylor2 | 80.0% | 100% | 81% | 62% | – |" in table  # noqa: RUF001
+    assert "| coder-0.5b at humaneval | taylor2_mixed | 80.0% | 100% | 81% | 62% | – |" in table  # noqa: RUF001
     assert "| coder-1.5b at gsm8k | – | – | – | – | – | – |" in table  # noqa: RUF001
     assert cells(grounds["coder-1.5b", "gsm8k"]) == "*Not measured yet.*"
     nothing = collect(studies / "mine")
@@ -151,26 +153,30 @@ def test_the_reading_follows_the_figures(studies: Path) -> None:
     )
     assert "10% removed keep 6% of it, and 85% of the answers do not end. This bears out" in told
 
-    shown = study({("taylor2", 0.1): solved(16), ("selectivity", 0.1): solved(2)})
+    shown = study({("taylor2_mixed", 0.1): solved(16), ("selectivity", 0.1): solved(2)})
     put(studies, "mine", shown)
     assert "random" not in read(collect(studies).values())
     put(studies, "drawn", study({("random-42", 0.1): solved(12)}))
     assert "the paper's score beside a random order: worse at 10%" in read(collect(studies).values())
     assert "is shown everywhere" in read(collect(studies).values())
-    put(studies, "mine", study({("taylor2", 0.1): solved(16), ("taylor2, reversed", 0.1): solved(9)}))
+    put(
+        studies,
+        "mine",
+        study({("taylor2_mixed", 0.1): solved(16), ("taylor2_mixed, reversed", 0.1): solved(9)}),
+    )
     assert "does not bear out" in read(collect(studies).values())
 
 
 def test_other_orders_get_rows_of_their_own(studies: Path) -> None:
-    put(studies, "steps", study({("taylor2 in steps of 0.05", 0.2): solved(15)}))
+    put(studies, "steps", study({("taylor2_mixed in steps of 0.05", 0.2): solved(15)}))
     grounds = collect(studies)
     ground = grounds["coder-0.5b", "humaneval"]
-    assert ground.methods[-1] == "taylor2 in steps of 0.05"
-    assert retained(ground, ground.points["taylor2 in steps of 0.05", 0.2]) == 15 / 16
+    assert ground.methods[-1] == "taylor2_mixed in steps of 0.05"
+    assert retained(ground, ground.points["taylor2_mixed in steps of 0.05", 0.2]) == 15 / 16
     assert "keeps 94% in place of 81% at 20% (+2 -0, p = 0.5)" in read(grounds.values())
-    put(studies, "again", study({("taylor2 in steps of 0.05", 0.2): solved(15)}))
+    put(studies, "again", study({("taylor2_mixed in steps of 0.05", 0.2): solved(15)}))
     with pytest.raises(
-        ScienceError, match=r"steps/results\.json and again/results\.json both have taylor2 in"
+        ScienceError, match=r"steps/results\.json and again/results\.json both have taylor2_mixed in"
     ):
         collect(studies)
 
@@ -183,7 +189,7 @@ def evaluation(results: StudyResults, sparsity: float, delta: str | None, right:
     name = f"coder-0.5b:s{100 * sparsity:g}" + (f"+{delta}" if delta else "")
     fingerprint = results.model["fingerprint"] + "0" * 48
     return Evaluation(
-        model={"name": "coder-0.5b", "strategy": "taylor2", "model": fingerprint, "dtype": "bfloat16"},
+        model={"name": "coder-0.5b", "strategy": "taylor2_mixed", "model": fingerprint, "dtype": "bfloat16"},
         variant=VariantFacts(name, sparsity, None, None),
         task=results.task,
         settings={"sparsity": sparsity, "stop_on_loop": True, "max_num_seqs": 64},
@@ -200,8 +206,8 @@ def test_corrected_variants_get_rows_of_their_own(studies: Path) -> None:
     path = studies / "mine" / "eval-s20-r64.json"
     evaluations.save(evaluation(results, 0.2, "s20-r64", solved(15)), path)
     grounds = collect(studies)
-    assert "| coder-0.5b at humaneval | taylor2 + s20-r64 | 80.0% | – | 94% |" in retention(grounds)  # noqa: RUF001
-    assert "*taylor2 + s20-r64* keeps 94% in place of 81% at 20%" in read(grounds.values())
+    assert "| coder-0.5b at humaneval | taylor2_mixed + s20-r64 | 80.0% | – | 94% |" in retention(grounds)  # noqa: RUF001
+    assert "*taylor2_mixed + s20-r64* keeps 94% in place of 81% at 20%" in read(grounds.values())
 
     path.write_text("{}")
     with pytest.raises(evaluations.ResultsError, match=r"eval-s20-r64\.json is no result"):

@@ -157,7 +157,11 @@ def test_a_killed_study_goes_on_and_finds_the_same(
     first, second = load(killed / "results.json"), load(whole / "results.json")
     assert [cell.right for cell in first.cells] == [cell.right for cell in second.cells]
     assert [cell.variant for cell in first.cells] == [cell.variant for cell in second.cells]
-    assert [strategy.name for strategy in first.strategies] == ["taylor2", "random-42", "taylor2, reversed"]
+    assert [strategy.name for strategy in first.strategies] == [
+        "taylor2_mixed",
+        "random-42",
+        "taylor2_mixed, reversed",
+    ]
     assert first.of(first.strategies[2])[1].score.correct == 0, "without its best neurons it knows nothing"
     report = (killed / "report.md").read_text()
     assert "accuracy.svg" in report
@@ -184,7 +188,10 @@ def test_what_an_interrupted_study_has_completed_can_be_told(
 
     assert main([*arguments, *own_cache, "--so-far"]) == 0
     found = load(tmp_path / "study" / "results.json")
-    assert [(cell.strategy, cell.sparsity) for cell in found.cells] == [("taylor2", 0.0), ("taylor2", 0.1)]
+    assert [(cell.strategy, cell.sparsity) for cell in found.cells] == [
+        ("taylor2_mixed", 0.0),
+        ("taylor2_mixed", 0.1),
+    ]
     assert not (tmp_path / "cache" / "safety").exists(), "a part says nothing of what is safe"
 
 

@@ -191,7 +191,7 @@ def test_tokens_may_be_weighed_and_memory_bounded(
     steps = ["--num-prompts", "2", "--step", "0.3", "--max-sparsity", "0.6"]
     assert main(["rank", *common, *steps, "--out", str(evenly)]) == 0
     assert main(["rank", *common, *steps, "--out", str(weighed), "--reweigh"]) == 0
-    assert load_ranking(weighed).ranking.score == "taylor2, reweighed, in steps of 0.3"
+    assert load_ranking(weighed).ranking.score == "taylor2_mixed, reweighed, in steps of 0.3"
     assert load_ranking(weighed).ranking.digest != load_ranking(evenly).ranking.digest
     for command in ("rank", "profile"):
         asked = [command, *common, "--num-prompts", "2", "--out", str(tmp_path / "n"), "--max-memory", "1e-3"]

@@ -68,7 +68,7 @@ def test_an_evaluation_names_the_delta_and_takes_no_other(
     assert main(["eval", *arguments, *asked, "--sparsity", "0.35", "--out", str(out)]) == 0
     found = evaluations.load(out)
     assert found.model["delta"] == load_delta(delta).digest
-    assert (found.model["strategy"], found.settings["sparsity"]) == ("taylor2", 0.35)
+    assert (found.model["strategy"], found.settings["sparsity"]) == ("taylor2_mixed", 0.35)
     assert found.variant.name.endswith("+small")
     assert main(["eval", *arguments, *asked, "--sparsity", "0.2"]) == EXIT_FAILED
     assert "the widths are" in capsys.readouterr().err
