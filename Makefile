@@ -62,7 +62,7 @@ metrics-page: $(VENV)/.installed  ## Put the table of metrics into docs/referenc
 	$(BIN)/python -m server.monitoring.metrics_page
 
 study: $(VENV)/.installed-dev  ## Study how much of math-mini may go, in 15 minutes; goes on where it was (ARGS="...")
-	$(BIN)/secateur study --items 1000 --sparsities 0.1,0.2,0.3,0.4,0.5,0.6 --compare-scores selectivity \
+	$(BIN)/secateur study --items 1000 --sparsities 0.1,0.2,0.3,0.4,0.5,0.6 --compare-scores taylor2,selectivity \
 		--out docs/studies/math-mini $(ARGS)
 
 study-recovery: $(VENV)/.installed-dev  ## Study what training gives back to math-mini, in half an hour; goes on where it was
@@ -82,7 +82,7 @@ define science
 	$(BIN)/secateur profile --model $(MODELS)/$(1) --task $(2) --prompts $(DATA)/$(3) \
 		--distractors $(DATA)/distractors.jsonl --num-prompts 96 --dtype bfloat16
 	$(BIN)/secateur study --model $(MODELS)/$(1) --task $(2) --prompts $(DATA)/$(3) \
-		--distractors $(DATA)/distractors.jsonl $(4) --sparsities 0.1,0.2,0.3,0.35 --compare-scores selectivity \
+		--distractors $(DATA)/distractors.jsonl $(4) --sparsities 0.1,0.2,0.3,0.35 --compare-scores taylor2,selectivity \
 		--tolerance 0.05 --out docs/studies/$(1)-$(2) $(ARGS)
 
 endef

@@ -16,15 +16,24 @@ from eval.science.reading import read
 
 Grounds = Mapping[tuple[str, str], Ground]
 
-AIM = {0.1: 0.98, 0.2: 0.93, 0.3: 0.85, 0.35: 0.75}  # retention that was hoped for, of coder-1.5b
+# Retention that was hoped for, of coder-1.5b: without training, and after it.
+AIM = {0.1: 0.98, 0.2: 0.93, 0.3: 0.85, 0.35: 0.75}
+TRAINED_AIM = {0.1: 0.99, 0.2: 0.97, 0.3: 0.92, 0.35: 0.85}
 NOT_MEASURED = "–"  # noqa: RUF001
 NOTHING_YET = "*Not measured yet.*"
 
 
 def retention(grounds: Grounds) -> str:
     """Share of the dense model's accuracy that each method keeps, everywhere."""
-    published = [f"{published_retention(sparsity):.0%}" for sparsity in SPARSITIES]
-    rows = [[f"{PAPER_MODEL} at {PAPER_TASK}", "published", f"{DENSE_ACCURACY:.1%}", *published]]
+    rows = [
+        [
+            f"{PAPER_MODEL} at {PAPER_TASK}",
+            name,
+            f"{DENSE_ACCURACY:.1%}",
+            *(f"{published_retention(sparsity, trained=trained):.0%}" for sparsity in SPARSITIES),
+        ]
+        for name, trained in (("published", False), ("published, fine-tuned", True))
+    ]
     for (model, task), ground in grounds.items():
         if ground.dense is None:
             rows.append([f"{model} at {task}", *[NOT_MEASURED] * (2 + len(SPARSITIES))])
@@ -32,7 +41,8 @@ def retention(grounds: Grounds) -> str:
         for method in ground.methods:
             kept = [_kept(ground, ground.points.get((method, sparsity))) for sparsity in SPARSITIES]
             rows.append([f"{model} at {task}", method, f"{ground.dense.score.accuracy:.1%}", *kept])
-    rows.append([f"*{PAPER_MODEL}*", "*the aim*", "", *(f"*{AIM[sparsity]:.0%}*" for sparsity in SPARSITIES)])
+    for name, aim in (("*the aim*", AIM), ("*the aim, trained*", TRAINED_AIM)):
+        rows.append([f"*{PAPER_MODEL}*", name, "", *(f"*{aim[sparsity]:.0%}*" for sparsity in SPARSITIES)])
     return _table(["", "method", "dense", *(f"{sparsity:.0%} removed" for sparsity in SPARSITIES)], rows)
 
 

@@ -103,6 +103,8 @@ def test_an_unknown_part_is_an_error(studies: Path) -> None:
 
 def test_what_the_paper_publishes() -> None:
     assert [round(100 * published_retention(sparsity)) for sparsity in SPARSITIES] == [72, 52, 31, 11]
+    trained = [round(100 * published_retention(sparsity, trained=True)) for sparsity in SPARSITIES]
+    assert trained == [81, 71, 51, 50]
 
 
 def test_cells_hold_the_figures(studies: Path) -> None:
@@ -138,6 +140,7 @@ def test_what_nobody_measured_is_missing_and_never_made_up(studies: Path) -> Non
     table = retention(grounds)
     assert "| coder-0.5b at humaneval | taylor2_mixed | 80.0% | 100% | 81% | 62% | – |" in table  # noqa: RUF001
     assert "| coder-1.5b at gsm8k | – | – | – | – | – | – |" in table  # noqa: RUF001
+    assert "| coder-1.5b at humaneval | published, fine-tuned | 62.8% | 81% | 71% | 51% | 50% |" in table
     assert cells(grounds["coder-1.5b", "gsm8k"]) == "*Not measured yet.*"
     nothing = collect(studies / "mine")
     assert read(nothing.values()) == "*Nothing is measured yet.*"
