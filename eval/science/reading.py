@@ -7,6 +7,7 @@ from eval.science.pairs import best_random, pair, retained
 from eval.science.published import PAPER_METHOD, RANDOM_METHODS
 
 OURS, REVERSED = METHODS[0], METHODS[-1]
+REVERSED_SUFFIX = ", reversed"
 COLLAPSED = 0.1  # of the dense model's accuracy
 
 Curve = Mapping[float, Point]
@@ -29,7 +30,7 @@ def _findings(ground: Ground) -> Iterable[str]:
     yield from _beside_random(ground, curves[PAPER_METHOD])
     yield from _reversed(ground, curves[REVERSED])
     for method in ground.methods:
-        if method not in METHODS:
+        if method not in METHODS and not method.endswith(REVERSED_SUFFIX):
             yield from _beside_ours(ground, method, curves[method], curves[OURS])
 
 
