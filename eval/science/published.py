@@ -1,4 +1,4 @@
-"""What arXiv 2604.27115 publishes of Qwen2.5-Coder-1.5B-Instruct on HumanEval, before training and after it."""
+"""What arXiv 2604.27115 publishes of Qwen2.5-Coder-1.5B-Instruct on HumanEval, before and after training."""
 
 PAPER = "arXiv 2604.27115"
 PAPER_MODEL, PAPER_TASK = "coder-1.5b", "humaneval"
