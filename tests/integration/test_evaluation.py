@@ -54,11 +54,15 @@ def subject(tiny: Tiny, live: Live, **changes: Any) -> LocalSubject:
 
 
 def test_a_url_and_an_engine_in_this_process_answer_alike(tiny: Tiny, live: Live) -> None:
+    async def in_turn(generate: Generate) -> list[Answer]:
+        """One by one: which requests share a step may decide where two tokens are as likely (decision 2)."""
+        return [await generate(prompt, variant="tiny:s20", max_tokens=24) for prompt in PROMPTS]
+
     async def here() -> list[Answer]:
         async with subject(tiny, live).open() as model:
-            return await answers(model, "tiny:s20")
+            return await in_turn(model)
 
-    there = at(live.url, lambda endpoint: answers(endpoint, "tiny:s20"))
+    there = at(live.url, in_turn)
     assert asyncio.run(here()) == there
     assert {answer.completion_tokens for answer in there} == {24}
 
