@@ -11,6 +11,8 @@ from typing import Any, Protocol
 from eval.generate import Generate
 from pruning.ranking import Order
 
+REVERSED_SUFFIX = ", reversed"  # of the name of a strategy that removes the best first
+
 
 @dataclass(frozen=True)
 class Strategy:

@@ -14,12 +14,14 @@ from eval.evaluation import Evaluation
 from eval.provenance import Provenance
 from eval.results import Score, StudyResults
 from eval.science.published import PAPER_METHOD, RANDOM_METHODS
+from eval.subject import REVERSED_SUFFIX
 from pruning.errors import SecateurError
+from pruning.scores import DEFAULT_SCORE
 
 MODELS = ("coder-0.5b", "coder-1.5b")
 TASKS = ("humaneval", "gsm8k")
 SPARSITIES = (0.1, 0.2, 0.3, 0.35)
-METHODS = ("taylor2_mixed", PAPER_METHOD, *RANDOM_METHODS, "taylor2_mixed, reversed")
+METHODS = (DEFAULT_SCORE, PAPER_METHOD, *RANDOM_METHODS, DEFAULT_SCORE + REVERSED_SUFFIX)
 DENSE = "dense"
 STUDY_FILE, EVALUATION_FILES = "results.json", "eval-*.json"
 FINGERPRINT_DIGITS = 16  # that a study keeps

@@ -5,9 +5,9 @@ from collections.abc import Iterable, Mapping
 from eval.science.collect import METHODS, Ground, Point
 from eval.science.pairs import best_random, pair, retained
 from eval.science.published import PAPER_METHOD, RANDOM_METHODS
+from eval.subject import REVERSED_SUFFIX
 
 OURS, REVERSED = METHODS[0], METHODS[-1]
-REVERSED_SUFFIX = ", reversed"
 COLLAPSED = 0.1  # of the dense model's accuracy
 
 Curve = Mapping[float, Point]

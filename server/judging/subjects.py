@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from eval.study import TIMED_REQUESTS
-from eval.subject import Strategy
+from eval.subject import REVERSED_SUFFIX, Strategy
 from eval.task import Task, TaskItem
 from pruning.answers import prompt_token_ids
 from pruning.checkpoint import Checkpoint
@@ -137,5 +137,5 @@ def _scored(
 
 
 def _strategy(ranking: Ranking) -> Strategy:
-    name = ranking.score if ranking.order == "forward" else f"{ranking.score}, reversed"
+    name = ranking.score if ranking.order == "forward" else ranking.score + REVERSED_SUFFIX
     return Strategy(name, ranking.score, ranking.order)

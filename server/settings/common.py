@@ -8,7 +8,7 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 
 from eval.tasks.jsonl import Match
 from eval.tasks.registry import TaskOptions
-from server.settings.fields import AllocationName, ScoreName
+from server.settings.fields import DEFAULT_SCORE, AllocationName, ScoreName
 from server.settings.sources import YamlSource
 
 ENV_PREFIX = "SECATEUR_"
@@ -97,7 +97,7 @@ class RankingSettings(ProfiledSettings):
     ranking: Path | None = Field(
         None, description="an order that `secateur rank` or `compare` wrote, in place of a score"
     )
-    score: ScoreName = Field("taylor2_mixed", description="what makes a neuron important")
+    score: ScoreName = Field(DEFAULT_SCORE, description="what makes a neuron important")
     order: Literal["forward", "reverse"] = Field(
         "forward", description="reverse removes the most important first, for experiments"
     )

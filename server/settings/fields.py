@@ -58,5 +58,6 @@ ScoreName = Literal[
     "magnitude",
     "random",
 ]
+DEFAULT_SCORE: ScoreName = "taylor2_mixed"  # as in pruning/scores.py, which takes torch to import
 AllocationName = Literal["auto", "uniform", "global"]
 Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]

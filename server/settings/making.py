@@ -9,6 +9,7 @@ from pydantic_settings import BaseSettings, NoDecode
 from server.settings.common import CommonSettings, ProfiledSettings, RankingSettings
 from server.settings.fields import (
     DEFAULT_NUM_PROMPTS,
+    DEFAULT_SCORE,
     DEFAULT_SEED,
     AllocationName,
     Paths,
@@ -52,7 +53,7 @@ class StepSettings(BaseSettings):
     """The steps"""
 
     out: Path = Field(description="file to write, which --ranking takes")
-    score: ScoreName = Field("taylor2_mixed", description="what makes a neuron important")
+    score: ScoreName = Field(DEFAULT_SCORE, description="what makes a neuron important")
     allocation: AllocationName = Field(
         "auto",
         description="one order of all neurons, or as many out of each layer; auto: as the score allows",

@@ -10,7 +10,7 @@ from typing import get_args
 
 import pytest
 
-from pruning.scores import SCORES
+from pruning.scores import DEFAULT_SCORE, SCORES
 from pruning.widths import Allocation
 from server import __version__
 from server.__main__ import EXIT_USAGE, main
@@ -147,6 +147,7 @@ def test_keys_do_not_show_in_the_settings() -> None:
 def test_the_choices_are_those_of_the_pruning_package() -> None:
     fields = ServeSettings.model_fields
     assert set(get_args(fields["score"].annotation)) == set(SCORES)
+    assert fields["score"].default == DEFAULT_SCORE
     assert set(get_args(fields["allocation"].annotation)) == {"auto", *get_args(Allocation)}
 
 
