@@ -39,11 +39,15 @@ def code_answered(answer: str) -> bool:
         return True
     if FENCED.search(answer) or not has_definition(answer):
         return False
+    return parsed(answer) is not None
+
+
+def parsed(code: str) -> list[ast.stmt] | None:
+    """The statements of `code`; None if it is not Python, or nested deeper than can be read."""
     try:
-        ast.parse(answer)
+        return ast.parse(code).body
     except (SyntaxError, ValueError, RecursionError, MemoryError):
-        return False
-    return True
+        return None
 
 
 def passes(sandbox: Sandbox, program: str) -> bool:
