@@ -95,7 +95,7 @@ def test_humaneval_calibrates_on_mbpp_alone(humaneval: Task, mbpp_path: Path) ->
 def test_humaneval_calibrates_on_tasks_written_as_its_own(tmp_path: Path) -> None:
     told = {
         "text": "Write a python function to add a number to both.",
-        "code": "import math\r\ndef helper(): pass\r\ndef add(pair, by=1):\r\n\treturn pair[0] + by, pair[1] + by",
+        "code": "import math\r\ndef other(): pass\r\ndef add(pair, by=1):\r\n\treturn pair[0] + by",
         "test_list": ["assert add((1, 2),3) == (4,5)", "assert add(x) == 1", "assert len(add((1, 2))) == 2"],
     }
     untold = {**told, "code": "def add(pair:"}
