@@ -96,7 +96,8 @@ interval. The sparsity is the share of all MLP neurons removed; widths are round
 
 Neurons were scored on {results[calibration_items]} calibration problems with the model's own answers, and
 on as many distractor prompts. Neither the calibration nor the evaluation problems were trained on.
-*taylor2* is E[(h ∂L/∂h)²], *selectivity* is equation 2 of arXiv 2604.27115. All of this is measured by
+*taylor2* is E[(h ∂L/∂h)²], *taylor2_mixed* its share of each layer with the order of √taylor2 · wanda,
+*selectivity* is equation 2 of arXiv 2604.27115. All of this is measured by
 `python -m training.card`.
 
 ## Data

@@ -42,11 +42,12 @@ class Strategy:
 
 
 STRATEGIES = (
+    Strategy("selective: taylor2_mixed, one order over all layers", "taylor2_mixed", "forward", "global"),
     Strategy("selective: taylor2, one order over all layers", "taylor2", "forward", "global"),
     Strategy("selective: the paper's selectivity, equal widths", "selectivity", "forward", "uniform"),
     Strategy("random, equal widths, seed 0", "random", "forward", "uniform", seed=0),
     Strategy("random, equal widths, seed 1", "random", "forward", "uniform", seed=1),
-    Strategy("reverse: taylor2, one order over all layers", "taylor2", "reverse", "global"),
+    Strategy("reverse: taylor2_mixed, one order over all layers", "taylor2_mixed", "reverse", "global"),
 )
 
 
