@@ -1,0 +1,91 @@
+"""What deltas cost a server: the same sizes with and without them, in turn: `python -m bench.deltas`.
+
+Two servers run, one of them with `--deltas`; there a sparsity asked for is served with its delta. W1 and W2
+are asked at each sparsity, W4 dealt over the dense model and all of them.
+"""
+
+import argparse
+import shlex
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer
+
+from bench import measure
+from bench.compare import Cell, Contender, compare, contender
+from bench.environment import provenance
+from bench.gateway import sample
+from bench.servers import LOGS, print_result, secateur
+from bench.workloads import CONCURRENCY, Workloads
+
+WITHOUT, WITH = "without", "with deltas"
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m bench.deltas", description=__doc__)
+    parser.add_argument("--model", type=Path, required=True, help="checkpoint directory")
+    parser.add_argument("--deltas", required=True, help="files of deltas, one of each sparsity")
+    parser.add_argument("--sparsities", required=True, help="theirs, such as 0.2,0.35")
+    parser.add_argument("--serve", default="", help='more options of `secateur serve`, e.g. "--task mine"')
+    parser.add_argument("--rounds", type=int, default=5, help="rounds of each (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="of the numbers that make prompts differ")
+    parser.add_argument("--out", type=Path, help="write the JSON here too")
+    return parser.parse_args()
+
+
+async def run(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Everything that was measured, and the ratios of the medians, as JSON."""
+    model = arguments.model.expanduser()
+    sparsities = [float(text) for text in arguments.sparsities.split(",")]
+    options = ["--sparsities", ",".join(map(str, [0.0, *sparsities])), "--allow-unsafe"]
+    options += ["--max-num-seqs", str(CONCURRENCY), *shlex.split(arguments.serve)]
+    workloads = Workloads(Tokenizer.from_file(str(model / "tokenizer.json")), arguments.seed)
+    plain, corrected = secateur(model, options), secateur(model, [*options, "--deltas", arguments.deltas])
+    async with (
+        contender(WITHOUT, [plain], workloads, LOGS) as first,
+        contender(WITH, [corrected], workloads, LOGS) as second,
+    ):
+        for each in (first, second):
+            await measure.warm_up(each.clients, workloads)
+        compared = await compare([first, second], _cells(sparsities), arguments.rounds)
+        served = [await sample(each.servers[0].url, "secateur_weight_bytes") for each in (first, second)]
+    return {
+        **provenance(),
+        "model": model.name,
+        "seed": arguments.seed,
+        "weight_bytes": dict(zip((WITHOUT, WITH), served, strict=True)),
+        "ratios": _ratios(compared["contenders"]),
+        **compared,
+    }
+
+
+def _cells(sparsities: list[float]) -> dict[str, Cell]:
+    streams: dict[str, Cell] = {f"W1 at {s}": partial(_single_stream, (s,)) for s in sparsities}
+    batches: dict[str, Cell] = {f"W2 at {s}": partial(_batch, (s,)) for s in sparsities}
+    return {**streams, **batches, "W4": partial(_batch, (0.0, *sparsities))}
+
+
+async def _single_stream(sparsities: Sequence[float], c: Contender) -> measure.Figures:
+    return await measure.single_stream(c.clients, c.workloads, sparsities)
+
+
+async def _batch(sparsities: Sequence[float], c: Contender) -> measure.Figures:
+    return await measure.batch(c.clients, c.workloads, sparsities)
+
+
+def _ratios(contenders: Mapping[str, Any]) -> dict[str, float]:
+    """Of each cell's median tokens a second, with deltas to without."""
+    without, with_deltas = contenders[WITHOUT]["figures"], contenders[WITH]["figures"]
+    return {cell: _speed(with_deltas[cell]) / _speed(figures) for cell, figures in without.items()}
+
+
+def _speed(figures: Mapping[str, Any]) -> float:
+    """The first figure of a cell is its speed."""
+    return float(next(iter(figures.values()))["median"])
+
+
+if __name__ == "__main__":
+    arguments = parse_arguments()
+    print_result(run(arguments), arguments.out)
