@@ -126,7 +126,7 @@ class Trainer:
         done = self._progress
         started = time.monotonic() - done.seconds
         saved = time.monotonic()
-        every = max(1, round(len(self._plan) / self._settings.evaluations))
+        every = math.ceil(len(self._plan) / self._settings.evaluations)
         with tqdm(
             total=len(self._plan),
             initial=len(done.steps),

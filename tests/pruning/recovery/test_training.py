@@ -69,6 +69,18 @@ def test_both_widths_come_nearer_to_the_dense_model(checkpoint, tmp_path: Path) 
     assert after[0].mean_divergence == pytest.approx(done.held_out[done.best].divergence[0])
 
 
+@pytest.mark.parametrize("evaluations", [1, 3, 6, 100])
+def test_held_out_answers_are_measured_at_most_so_often(
+    checkpoint, data, tmp_path: Path, evaluations: int
+) -> None:
+    done = trainer(adapted(checkpoint), data, tmp_path, evaluations=evaluations, patience=100).run(
+        progress=False
+    )
+    assert len(done.held_out) <= evaluations + 1  # and once before
+    assert done.held_out[0].step == 0
+    assert done.held_out[-1].step == len(done.steps)
+
+
 @pytest.mark.parametrize("stopped_at", [1, 5])
 def test_an_interrupted_training_goes_on_to_the_same_curve(
     checkpoint, data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stopped_at: int
