@@ -29,6 +29,7 @@ from training.recovery_report import ALONE, COMPENSATED, RESULTS_FILE, TOGETHER,
 
 SPARSITIES = (0.2, 0.3, 0.4, 0.5)
 SEEDS = (0, 1, 2)
+LEARNING_RATE = 5e-4  # above the default, which is for larger networks
 CONFIDENCE = 0.95
 
 
@@ -104,6 +105,7 @@ def measure(options: Options) -> dict[str, Any]:
         "task": dense.task,
         "training": {
             **_defaults(),
+            "learning_rate": LEARNING_RATE,
             "prompts": options.prompts,
             "epochs": options.epochs,
             "seeds": SEEDS,
@@ -127,8 +129,14 @@ def _recovered(options: Options, kind: str, seed: int, sparsities: tuple[float, 
     name = "-".join(f"s{100 * sparsity:g}" for sparsity in sparsities)
     out = options.work / f"recovered-{name}-seed{seed}.safetensors"
     if not report_file(out).exists() or out.with_name(f"{out.name}.work").exists():
-        data = {"num-prompts": options.prompts, "epochs": options.epochs, "seed": seed}
-        settings = _settings("recover", out=out, sparsities=",".join(map(str, sparsities)), **data)
+        settings = _settings(
+            "recover",
+            out=out,
+            sparsities=",".join(map(str, sparsities)),
+            seed=seed,
+            epochs=options.epochs,
+            **{"num-prompts": options.prompts, "learning-rate": LEARNING_RATE},
+        )
         assert isinstance(settings, RecoverSettings)
         try:
             recover_variants(settings)
@@ -222,7 +230,7 @@ def _settings(command: str, **flags: object) -> CommandSettings:
 
 def _defaults() -> Mapping[str, Any]:
     fields = RecoverSettings.model_fields
-    names = ("rank", "alpha", "learning_rate", "batch_tokens", "ce_weight", "top_tokens", "dtype")
+    names = ("rank", "alpha", "batch_tokens", "ce_weight", "top_tokens", "dtype")
     return {name: fields[name].default for name in names}
 
 

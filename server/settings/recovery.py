@@ -41,7 +41,7 @@ class TrainingSettings(BaseSettings):
     alpha: float = Field(
         32.0, gt=0, allow_inf_nan=False, description="what the matrices add is scaled by alpha / rank"
     )
-    learning_rate: float = Field(5e-4, gt=0, allow_inf_nan=False, description="at its peak")
+    learning_rate: float = Field(1e-4, gt=0, allow_inf_nan=False, description="at its peak")
     schedule: Literal["cosine", "linear", "constant"] = Field(
         "cosine", description="how the learning rate falls to zero, or that it does not"
     )
