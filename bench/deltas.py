@@ -16,7 +16,6 @@ from tokenizers import Tokenizer
 from bench import measure
 from bench.compare import Cell, Contender, compare, contender
 from bench.environment import provenance
-from bench.gateway import sample
 from bench.servers import LOGS, print_result, secateur
 from bench.workloads import CONCURRENCY, Workloads
 
@@ -50,12 +49,10 @@ async def run(arguments: argparse.Namespace) -> dict[str, Any]:
         for each in (first, second):
             await measure.warm_up(each.clients, workloads)
         compared = await compare([first, second], _cells(sparsities), arguments.rounds)
-        served = [await sample(each.servers[0].url, "secateur_weight_bytes") for each in (first, second)]
     return {
         **provenance(),
         "model": model.name,
         "seed": arguments.seed,
-        "weight_bytes": dict(zip((WITHOUT, WITH), served, strict=True)),
         "ratios": _ratios(compared["contenders"]),
         **compared,
     }
