@@ -18,6 +18,7 @@ from bench.compare import Cell, Contender, compare, contender
 from bench.environment import provenance
 from bench.servers import LOGS, print_result, secateur
 from bench.workloads import CONCURRENCY, Workloads
+from pruning.delta import load_delta
 
 WITHOUT, WITH = "without", "with deltas"
 
@@ -25,8 +26,7 @@ WITHOUT, WITH = "without", "with deltas"
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m bench.deltas", description=__doc__)
     parser.add_argument("--model", type=Path, required=True, help="checkpoint directory")
-    parser.add_argument("--deltas", required=True, help="files of deltas, one of each sparsity")
-    parser.add_argument("--sparsities", required=True, help="theirs, such as 0.2,0.35")
+    parser.add_argument("--deltas", required=True, help="files with commas between, one of each sparsity")
     parser.add_argument("--serve", default="", help='more options of `secateur serve`, e.g. "--task mine"')
     parser.add_argument("--rounds", type=int, default=5, help="rounds of each (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of the numbers that make prompts differ")
@@ -37,7 +37,7 @@ def parse_arguments() -> argparse.Namespace:
 async def run(arguments: argparse.Namespace) -> dict[str, Any]:
     """Everything that was measured, and the ratios of the medians, as JSON."""
     model = arguments.model.expanduser()
-    sparsities = [float(text) for text in arguments.sparsities.split(",")]
+    sparsities = [load_delta(Path(file)).provenance.sparsity for file in arguments.deltas.split(",")]
     options = ["--sparsities", ",".join(map(str, [0.0, *sparsities])), "--allow-unsafe"]
     options += ["--max-num-seqs", str(CONCURRENCY), *shlex.split(arguments.serve)]
     workloads = Workloads(Tokenizer.from_file(str(model / "tokenizer.json")), arguments.seed)
