@@ -3,7 +3,6 @@
 import argparse
 import shlex
 import time
-from collections.abc import Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -14,7 +13,8 @@ from tokenizers import Tokenizer
 
 from bench import measure
 from bench.client import BenchError
-from bench.compare import Cell, Contender, compare, contender
+from bench.compare import compare
+from bench.contender import contender
 from bench.costs import Geometry
 from bench.environment import provenance
 from bench.gateway import sample, watched
@@ -70,46 +70,39 @@ async def run(arguments: argparse.Namespace) -> dict[str, Any]:
             "kv_bytes": await sample(server.url, "secateur_kv_bytes"),
             "peak_bytes_when_ready": server.peak_bytes(),
         }
-        await measure.warm_up(ours.clients, ours.workloads)
+        await measure.warm_up(ours)
         result |= await compare([ours], cells, arguments.rounds)
         result["memory"]["peak_bytes"] = server.peak_bytes()
         result["variants"] = await _variants(server)
         result["adding"] = await _adding(server)
     guessing = secateur(model, [*options, "--prompt-lookup-tokens", "12"])
     async with contender("secateur, prompt lookup", [guessing], workloads, LOGS) as ours:
-        await measure.warm_up(ours.clients, ours.workloads)
-        compared = await compare([ours], {"W1": partial(_single_stream, 0.0)}, arguments.rounds)
+        await measure.warm_up(ours)
+        compared = await compare([ours], {"W1": _stream(0.0)}, arguments.rounds)
         result["contenders"] |= compared["contenders"]
     return result
 
 
-def _cells() -> dict[str, Cell]:
+def _cells() -> dict[str, measure.Cell]:
     """A workload's pruned cells follow the dense one at once, so that their ratio is of one minute."""
-    streams: dict[str, Cell] = {f"W1 at {s}": partial(_single_stream, s) for s in PRUNED}
-    batches: dict[str, Cell] = {f"W2 at {s}": partial(_batch, (s,)) for s in PRUNED}
+    streams: dict[str, measure.Cell] = {f"W1 at {s}": _stream(s) for s in PRUNED}
+    batches: dict[str, measure.Cell] = {f"W2 at {s}": _batch(s) for s in PRUNED}
     return {
-        "W1": partial(_single_stream, 0.0),
+        "W1": _stream(0.0),
         **streams,
-        "W2": partial(_batch, (0.0,)),
+        "W2": _batch(0.0),
         **batches,
-        "W4": partial(_batch, MIXED),
-        "W3": _prefill,
+        "W4": _batch(*MIXED),
+        "W3": measure.long_prompt,
     }
 
 
-async def _single_stream(sparsity: float, c: Contender) -> measure.Figures:
-    return await measure.single_stream(c.clients, c.workloads, (sparsity,))
+def _stream(sparsity: float) -> measure.Cell:
+    return partial(measure.single_stream, sparsities=(sparsity,))
 
 
-async def _batch(sparsities: Sequence[float], c: Contender) -> measure.Figures:
-    async def cell(c: Contender) -> measure.Figures:
-        return await measure.batch(c.clients, c.workloads, sparsities)
-
-    return await watched(c, cell)
-
-
-async def _prefill(c: Contender) -> measure.Figures:
-    return await measure.long_prompt(c.clients, c.workloads)
+def _batch(*sparsities: float) -> measure.Cell:
+    return partial(watched, cell=partial(measure.batch, sparsities=sparsities))
 
 
 async def _start(launch: Launch) -> float:

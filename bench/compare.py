@@ -4,48 +4,14 @@ import contextlib
 import sys
 import time
 from collections import defaultdict
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import httpx
-
-from bench.client import Client
+from bench.contender import Contender
 from bench.limits import Limits, limits
-from bench.measure import Figures, summary
-from bench.servers import Launch, Server, running
-from bench.workloads import Workloads
-
-
-@dataclass(frozen=True)
-class Contender:
-    """One or several servers that share a workload's requests."""
-
-    name: str
-    servers: Sequence[Server]
-    clients: Sequence[Client]
-    workloads: Workloads
-    sparsities: Sequence[float] = ()  # that requests ask for, where the server takes the field
-
-
-Cell = Callable[[Contender], Awaitable[Figures]]
-
-
-@contextlib.asynccontextmanager
-async def contender(
-    name: str, launches: Sequence[Launch], workloads: Workloads, logs: Path, sparsities: Sequence[float] = ()
-) -> AsyncIterator[Contender]:
-    """Starts the servers one after the other, so that no start makes another slower or runs out of memory."""
-    async with contextlib.AsyncExitStack() as stack:
-        servers, clients = [], []
-        for launch in launches:
-            server = await stack.enter_async_context(running(launch, logs))
-            http = httpx.AsyncClient(base_url=server.url, timeout=None, limits=httpx.Limits())
-            await stack.enter_async_context(http)
-            servers.append(server)
-            clients.append(Client(http, launch.model))
-        yield Contender(name, servers, clients, workloads, sparsities)
+from bench.measure import Cell, Figures, summary
+from bench.servers import Server
 
 
 async def compare(contenders: Sequence[Contender], cells: Mapping[str, Cell], rounds: int) -> dict[str, Any]:

@@ -6,7 +6,7 @@ are asked at each sparsity, W4 dealt over the dense model and all of them.
 
 import argparse
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,8 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from bench import measure
-from bench.compare import Cell, Contender, compare, contender
+from bench.compare import compare
+from bench.contender import contender
 from bench.environment import provenance
 from bench.servers import LOGS, print_result, secateur
 from bench.workloads import CONCURRENCY, Workloads
@@ -47,7 +48,7 @@ async def run(arguments: argparse.Namespace) -> dict[str, Any]:
         contender(WITH, [corrected], workloads, LOGS) as second,
     ):
         for each in (first, second):
-            await measure.warm_up(each.clients, workloads)
+            await measure.warm_up(each)
         compared = await compare([first, second], _cells(sparsities), arguments.rounds)
     return {
         **provenance(),
@@ -58,18 +59,14 @@ async def run(arguments: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def _cells(sparsities: list[float]) -> dict[str, Cell]:
-    streams: dict[str, Cell] = {f"W1 at {s}": partial(_single_stream, (s,)) for s in sparsities}
-    batches: dict[str, Cell] = {f"W2 at {s}": partial(_batch, (s,)) for s in sparsities}
-    return {**streams, **batches, "W4": partial(_batch, (0.0, *sparsities))}
-
-
-async def _single_stream(sparsities: Sequence[float], c: Contender) -> measure.Figures:
-    return await measure.single_stream(c.clients, c.workloads, sparsities)
-
-
-async def _batch(sparsities: Sequence[float], c: Contender) -> measure.Figures:
-    return await measure.batch(c.clients, c.workloads, sparsities)
+def _cells(sparsities: list[float]) -> dict[str, measure.Cell]:
+    streams: dict[str, measure.Cell] = {
+        f"W1 at {s}": partial(measure.single_stream, sparsities=(s,)) for s in sparsities
+    }
+    batches: dict[str, measure.Cell] = {
+        f"W2 at {s}": partial(measure.batch, sparsities=(s,)) for s in sparsities
+    }
+    return {**streams, **batches, "W4": partial(measure.batch, sparsities=(0.0, *sparsities))}
 
 
 def _ratios(contenders: Mapping[str, Any]) -> dict[str, float]:

@@ -1,15 +1,14 @@
 """What the server's own metrics and threads say about a workload, beside what its clients saw."""
 
 import time
-from collections.abc import Awaitable, Callable
 
 import httpx
 import psutil
 from prometheus_client.parser import text_string_to_metric_families
 
-from bench.compare import Contender
+from bench.contender import Contender
 from bench.environment import num_cores
-from bench.measure import Figures
+from bench.measure import Cell, Figures
 
 
 async def sample(url: str, name: str) -> float:
@@ -20,7 +19,7 @@ async def sample(url: str, name: str) -> float:
     return sum(s.value for family in families for s in family.samples if s.name == name)
 
 
-async def watched(contender: Contender, cell: Callable[[Contender], Awaitable[Figures]]) -> Figures:
+async def watched(contender: Contender, cell: Cell) -> Figures:
     """A cell's figures, and what the gateway around the engine took of its time.
 
     `outside_steps_ratio` is the share of the cell's wall time in which no engine step ran, though a request

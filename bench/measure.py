@@ -1,15 +1,17 @@
-"""One round of a workload on one or several servers, and what its timings say. Starts no server."""
+"""One round of a workload on a contender, and what its timings say. Starts no server."""
 
 import asyncio
 import itertools
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
 from bench.client import Client, Timing
-from bench.workloads import Ask, Workloads
+from bench.contender import Contender
+from bench.workloads import CONCURRENCY, LONG_PROMPT_NEW_TOKENS, LONG_PROMPT_TOKENS, NEW_TOKENS, Ask
 
 Figures = dict[str, float]
+Cell = Callable[[Contender], Awaitable[Figures]]
 
 
 async def run_round(clients: Sequence[Client], asks: Sequence[Ask]) -> list[Timing]:
@@ -18,29 +20,37 @@ async def run_round(clients: Sequence[Client], asks: Sequence[Ask]) -> list[Timi
     return await asyncio.gather(*(c.complete(ask.prompt, ask.max_tokens, ask.fields) for c, ask in dealt))
 
 
-async def warm_up(clients: Sequence[Client], workloads: Workloads) -> None:
+async def warm_up(contender: Contender) -> None:
     """Each shape once, short: first use may compile or allocate."""
-    await run_round(clients, workloads.batch(new_tokens=8))
-    for client in clients:
+    workloads = contender.workloads
+    await run_round(contender.clients, workloads.batch(new_tokens=8))
+    for client in contender.clients:
         await run_round([client], workloads.batch(count=1, new_tokens=8))
         await run_round([client], [workloads.long_prompt()])
 
 
-async def single_stream(
-    clients: Sequence[Client], workloads: Workloads, sparsities: Sequence[float] = ()
-) -> Figures:
+async def single_stream(contender: Contender, sparsities: Sequence[float] = ()) -> Figures:
     """W1."""
-    return _stream_figures(*await run_round(clients, [workloads.single(sparsities)]))
+    return _stream_figures(*await run_round(contender.clients, [contender.workloads.single(sparsities)]))
 
 
-async def batch(clients: Sequence[Client], workloads: Workloads, sparsities: Sequence[float] = ()) -> Figures:
-    """W2; with sparsities, or clients of several servers, W4."""
-    return batch_figures(await run_round(clients, workloads.batch(sparsities)))
+async def batch(
+    contender: Contender,
+    sparsities: Sequence[float] = (),
+    count: int = CONCURRENCY,
+    new_tokens: int = NEW_TOKENS,
+) -> Figures:
+    """W2; with sparsities, or a contender of several servers, W4."""
+    asks = contender.workloads.batch(sparsities or contender.sparsities, count, new_tokens)
+    return batch_figures(await run_round(contender.clients, asks))
 
 
-async def long_prompt(clients: Sequence[Client], workloads: Workloads) -> Figures:
+async def long_prompt(
+    contender: Contender, num_tokens: int = LONG_PROMPT_TOKENS, new_tokens: int = LONG_PROMPT_NEW_TOKENS
+) -> Figures:
     """W3."""
-    return prefill_figures(*await run_round(clients, [workloads.long_prompt()]))
+    ask = contender.workloads.long_prompt(num_tokens, new_tokens)
+    return prefill_figures(*await run_round(contender.clients, [ask]))
 
 
 def _stream_figures(timing: Timing) -> Figures:

@@ -11,7 +11,8 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from bench import measure
-from bench.compare import Contender, compare, contender
+from bench.compare import compare
+from bench.contender import Contender, contender
 from bench.environment import provenance
 from bench.gateway import sample
 from bench.servers import LOGS, print_result, secateur
@@ -52,9 +53,9 @@ async def _batches(c: Contender) -> measure.Figures:
     The first W2 does not count: it warms up, and spends what the probes saved while the server was paused.
     """
     [server] = c.servers
-    await measure.batch(c.clients, c.workloads, (0.0,))
+    await measure.batch(c, (0.0,))
     before = await sample(server.url, "secateur_background_tokens_total")
-    figures = [await measure.batch(c.clients, c.workloads, (0.0,)) for _ in range(REPEATS)]
+    figures = [await measure.batch(c, (0.0,)) for _ in range(REPEATS)]
     background = await sample(server.url, "secateur_background_tokens_total") - before
     means = {name: fmean(each[name] for each in figures) for name in figures[0]}
     users = sum(each["prompt_tokens"] + each["output_tokens"] for each in figures)

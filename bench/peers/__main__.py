@@ -7,13 +7,15 @@ import shlex
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from tokenizers import Tokenizer
 
 from bench import measure
-from bench.compare import Cell, Contender, compare, contender
+from bench.compare import compare
+from bench.contender import Contender, contender
 from bench.environment import provenance
 from bench.peers.engines import ENGINES, GUESSED_TOKENS, MAX_MODEL_LEN, MAX_NUM_SEQS
 from bench.peers.setup import Peers
@@ -79,12 +81,12 @@ async def run_phase(phase: str, plan: Plan) -> None:
         _write(plan, phase, await _one_server_each(plan, CELLS[phase], lookup=phase == "lookup"))
 
 
-async def _one_server_each(plan: Plan, cells: Mapping[str, Cell], lookup: bool) -> dict[str, Any]:
+async def _one_server_each(plan: Plan, cells: Mapping[str, measure.Cell], lookup: bool) -> dict[str, Any]:
     async with contextlib.AsyncExitStack() as stack:
         starts = [plan.ours(lookup), *(plan.theirs(engine, lookup) for engine in plan.engines)]
         contenders = [await stack.enter_async_context(start) for start in starts]
         for each in contenders:
-            await measure.warm_up(each.clients, each.workloads)
+            await measure.warm_up(each)
         return await compare(contenders, cells, plan.rounds)
 
 
@@ -96,43 +98,20 @@ async def _mixed(plan: Plan, engine: str) -> dict[str, Any]:
             four,
         ]
         for each in (ours, four):
-            await measure.warm_up(each.clients, each.workloads)
-        return await compare(contenders, {"W4": _batch}, plan.rounds)
+            await measure.warm_up(each)
+        return await compare(contenders, {"W4": measure.batch}, plan.rounds)
 
 
-async def _batch(c: Contender) -> measure.Figures:
-    return await measure.batch(c.clients, c.workloads, c.sparsities)
-
-
-async def _single_stream(c: Contender) -> measure.Figures:
-    return await measure.single_stream(c.clients, c.workloads)
-
-
-async def _long_prompt(c: Contender) -> measure.Figures:
-    return await measure.long_prompt(c.clients, c.workloads)
-
-
-def _level(count: int) -> Cell:
-    async def cell(c: Contender) -> measure.Figures:
-        asks = c.workloads.batch(count=count, new_tokens=2 * CURVE_NEW_TOKENS)
-        return measure.batch_figures(await measure.run_round(c.clients, asks))
-
-    return cell
-
-
-def _context(num_tokens: int) -> Cell:
-    async def cell(c: Contender) -> measure.Figures:
-        ask = c.workloads.long_prompt(num_tokens, CURVE_NEW_TOKENS)
-        return measure.prefill_figures(*await measure.run_round(c.clients, [ask]))
-
-    return cell
-
-
-CELLS: dict[str, dict[str, Cell]] = {
-    "w123": {"W1": _single_stream, "W2": _batch, "W3": _long_prompt},
-    "lookup": {"W1": _single_stream},
-    "growth": {str(count): _level(count) for count in LEVELS},
-    "context": {str(num_tokens): _context(num_tokens) for num_tokens in CONTEXTS},
+CELLS: dict[str, dict[str, measure.Cell]] = {
+    "w123": {"W1": measure.single_stream, "W2": measure.batch, "W3": measure.long_prompt},
+    "lookup": {"W1": measure.single_stream},
+    "growth": {
+        str(count): partial(measure.batch, count=count, new_tokens=2 * CURVE_NEW_TOKENS) for count in LEVELS
+    },
+    "context": {
+        str(num_tokens): partial(measure.long_prompt, num_tokens=num_tokens, new_tokens=CURVE_NEW_TOKENS)
+        for num_tokens in CONTEXTS
+    },
 }
 
 

@@ -5,7 +5,8 @@ import asyncio
 import pytest
 
 from bench import compare as module
-from bench.compare import Contender, compare
+from bench.compare import compare
+from bench.contender import Contender
 from bench.servers import Launch
 
 
