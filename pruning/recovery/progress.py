@@ -37,18 +37,24 @@ class StepLoss:
 
 
 @dataclass(frozen=True)
-class HeldOutLoss:
-    """On answers that are not trained on, after `step` steps: of each variant, means over tokens, nats."""
+class VariantLosses:
+    """On answers that are not trained on: of each variant, means over tokens, nats."""
 
-    step: int
     cross_entropy: tuple[float, ...]
     divergence: tuple[float, ...]
-    seconds: float
 
     @property
     def score(self) -> float:
         """What is to be small: the mean logarithm, for variants differ by orders of magnitude."""
         return sum(log(max(value, 1e-12)) for value in self.divergence) / len(self.divergence)
+
+
+@dataclass(frozen=True)
+class HeldOutLoss(VariantLosses):
+    """Measured after `step` steps and so many seconds of training."""
+
+    step: int
+    seconds: float
 
 
 @dataclass
@@ -116,7 +122,7 @@ def _progress(record: Mapping[str, Any]) -> Progress:
         steps=[StepLoss(**step) for step in record["steps"]],
         held_out=[
             HeldOutLoss(
-                found["step"], tuple(found["cross_entropy"]), tuple(found["divergence"]), found["seconds"]
+                tuple(found["cross_entropy"]), tuple(found["divergence"]), found["step"], found["seconds"]
             )
             for found in held_out
         ],

@@ -23,10 +23,9 @@ from pruning.delta import Delta, DeltaProvenance, Setting
 from pruning.errors import DeltaError, NothingGainedError
 from pruning.ranking import Ranking
 from pruning.recovery.dense import DenseSource, TaughtSequence, dense_sequences
-from pruning.recovery.loss import LossSums
 from pruning.recovery.memory import TrainingMemory
 from pruning.recovery.network import AdaptedNetwork, AdapterSettings, ranks
-from pruning.recovery.progress import Progress, ProgressFile
+from pruning.recovery.progress import Progress, ProgressFile, VariantLosses
 from pruning.recovery.training import Trainer, TrainingSettings
 from pruning.slicing import check_fit
 
@@ -87,15 +86,15 @@ class Recovery:
 
     Attributes:
         deltas: one for each variant, in their order.
-        before, after: on held-out answers, of each variant: without a delta, and with the one written.
+        before, after: on held-out answers, without a delta and with those written.
         progress: the curves.
         planned_steps: an early stop leaves some out.
         facts: settings, counts and digests, for a report.
     """
 
     deltas: tuple[Delta, ...]
-    before: tuple[LossSums, ...]
-    after: tuple[LossSums, ...]
+    before: VariantLosses
+    after: VariantLosses
     progress: Progress
     planned_steps: int
     facts: Mapping[str, Any]
@@ -180,13 +179,15 @@ def recover(
     found = [network.layers(place) for place in range(len(variants))]
     network.load(found[0])  # rounded as it is written
     after = trainer.held_out_losses()
-    network.load(tuple({} for _ in found[0]))
-    before = trainer.held_out_losses()
+    before: VariantLosses = done.held_out[0]
+    if start is not None:
+        network.load(tuple({} for _ in found[0]))
+        before = trainer.held_out_losses()
     counts = {
         "prompts": len(prompts),
         "answers": len(training) + len(held_out),
         "held_out_answers": len(held_out),
-        "held_out_tokens": after[0].tokens,
+        "held_out_tokens": sum(len(one.sequence.answer) for one in held_out),
         "steps": len(done.steps),
     }
     deltas = tuple(
@@ -202,8 +203,8 @@ def recover(
                     **_flat(facts["settings"]),
                     **counts,
                     "data": source.digest,
-                    "kl_nats_before": before[place].mean_divergence,
-                    "kl_nats_after": after[place].mean_divergence,
+                    "kl_nats_before": before.divergence[place],
+                    "kl_nats_after": after.divergence[place],
                 },
                 created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
             ),
@@ -213,8 +214,8 @@ def recover(
     )
     return Recovery(
         deltas=deltas,
-        before=tuple(before),
-        after=tuple(after),
+        before=before,
+        after=after,
         progress=done,
         planned_steps=trainer.num_steps,
         facts={**facts, **counts, "recompute": recompute},

@@ -20,7 +20,7 @@ from pruning.recovery.dense import TaughtSequence
 from pruning.recovery.loss import LossSums, TopTokens, losses
 from pruning.recovery.network import AdaptedNetwork
 from pruning.recovery.packing import Row, fill_rows, pack, plan_steps
-from pruning.recovery.progress import HeldOutLoss, Progress, ProgressFile, StepLoss
+from pruning.recovery.progress import HeldOutLoss, Progress, ProgressFile, StepLoss, VariantLosses
 
 logger = logging.getLogger(__name__)
 
@@ -155,9 +155,13 @@ class Trainer:
                 parameter.copy_(self._best[name])
         return done
 
-    def held_out_losses(self) -> list[LossSums]:
-        """Of each variant, with the matrices as they are."""
-        return [self._held_out_loss(variant) for variant in range(self._network.num_variants)]
+    def held_out_losses(self) -> VariantLosses:
+        """With the matrices as they are."""
+        sums = [self._held_out_loss(variant) for variant in range(self._network.num_variants)]
+        return VariantLosses(
+            cross_entropy=tuple(found.mean_cross_entropy for found in sums),
+            divergence=tuple(found.mean_divergence for found in sums),
+        )
 
     def _step(self, step: int, started: float) -> None:
         rows = self._plan[step]
@@ -198,14 +202,9 @@ class Trainer:
         )
 
     def _measure(self, step: int, started: float) -> None:
-        sums = self.held_out_losses()
+        found = self.held_out_losses()
         self._progress.held_out.append(
-            HeldOutLoss(
-                step=step,
-                cross_entropy=tuple(found.mean_cross_entropy for found in sums),
-                divergence=tuple(found.mean_divergence for found in sums),
-                seconds=time.monotonic() - started,
-            )
+            HeldOutLoss(found.cross_entropy, found.divergence, step=step, seconds=time.monotonic() - started)
         )
         if self._progress.best == len(self._progress.held_out) - 1:
             self._best = {name: p.detach().clone() for name, p in self._parameters.items()}

@@ -93,11 +93,13 @@ def report_file(out: Path) -> Path:
 
 def recovery_summary(outs: list[Path], found: Recovery) -> str:
     """For people: how large each delta is and what it gained."""
+    tokens = f"{found.facts['held_out_tokens']:,} held-out answer tokens"
     lines = [
         f"{out}\n  {2 * delta.parameters:,} bytes in bfloat16\n"
-        f"  KL to the dense model on {after.tokens:,} held-out answer tokens, nats a token: "
-        f"{before.mean_divergence:.5f} without, {after.mean_divergence:.5f} with"
-        for out, delta, before, after in zip(outs, found.deltas, found.before, found.after, strict=True)
+        f"  KL to the dense model on {tokens}, nats a token: {before:.5f} without, {after:.5f} with"
+        for out, delta, before, after in zip(
+            outs, found.deltas, found.before.divergence, found.after.divergence, strict=True
+        )
     ]
     progress = found.progress
     best = progress.held_out[progress.best].step
@@ -147,13 +149,16 @@ def _write_report(found: Recovery, outs: list[Path], file: Path) -> None:
                 "sparsity": delta.provenance.sparsity,
                 "parameters": delta.parameters,
                 "bytes": 2 * delta.parameters,
-                "held_out_kl_nats": {"before": before.mean_divergence, "after": after.mean_divergence},
+                "held_out_kl_nats": {
+                    "before": found.before.divergence[place],
+                    "after": found.after.divergence[place],
+                },
                 "held_out_cross_entropy_nats": {
-                    "before": before.mean_cross_entropy,
-                    "after": after.mean_cross_entropy,
+                    "before": found.before.cross_entropy[place],
+                    "after": found.after.cross_entropy[place],
                 },
             }
-            for out, delta, before, after in zip(outs, found.deltas, found.before, found.after, strict=True)
+            for place, (out, delta) in enumerate(zip(outs, found.deltas, strict=True))
         ],
         "steps_taken": [asdict(step) for step in progress.steps],
         "held_out": [asdict(measured) for measured in progress.held_out],

@@ -64,9 +64,11 @@ def test_both_widths_come_nearer_to_the_dense_model(checkpoint, tmp_path: Path) 
     assert len(done.steps) == training.num_steps
     assert done.best > 0
     for variant in (0, 1):
-        assert done.held_out[0].divergence[variant] == pytest.approx(before[variant].mean_divergence)
-        assert after[variant].mean_divergence < 0.9 * before[variant].mean_divergence
-    assert after[0].mean_divergence == pytest.approx(done.held_out[done.best].divergence[0])
+        assert after.divergence[variant] < 0.9 * before.divergence[variant]
+    assert before.divergence == pytest.approx(done.held_out[0].divergence)
+    assert after.divergence == pytest.approx(done.held_out[done.best].divergence)
+    network.load(tuple({} for _ in network.layers(0)))  # no correction at all, which a training starts from
+    assert training.held_out_losses().divergence == pytest.approx(before.divergence)
 
 
 @pytest.mark.parametrize("evaluations", [1, 3, 6, 100])
@@ -174,7 +176,7 @@ def test_the_best_weighs_orders_of_magnitude() -> None:
     """Half the divergence of a nearly dense variant counts as much as half that of a distant one."""
 
     def held_out(*divergence: float) -> HeldOutLoss:
-        return HeldOutLoss(0, (0.0,) * len(divergence), divergence, 0.0)
+        return HeldOutLoss((0.0,) * len(divergence), divergence, step=0, seconds=0.0)
 
     progress = Progress(held_out=[held_out(0.001, 1.0), held_out(0.0005, 1.5), held_out(0.001, 0.9)])
     assert progress.best == 1
