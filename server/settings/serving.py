@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator, Field, SecretStr, model_validator
 from pydantic_settings import BaseSettings, NoDecode
 
+from server.engine.config import Kernels
 from server.settings.common import RankingSettings
 from server.settings.fields import Paths, Share, Sparsities, Sparsity, a_port, split_commas
 
@@ -78,7 +79,7 @@ class EngineSettings(BaseSettings):
         12, ge=0, description="steps of fewer tokens guess greedy answers ahead, up to so many; 0: never"
     )
     prefix_caching: bool = Field(True, description="keep the KV of finished requests for prompts alike")
-    kernels: Literal["auto", "avx512", "torch"] = Field(
+    kernels: Kernels = Field(
         "auto",
         description="torch computes with torch alone; auto uses the compiled kernels where it can, avx512 "
         "leaves the CPU's matrix unit (AMX) out",
