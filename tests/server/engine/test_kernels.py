@@ -299,16 +299,6 @@ def test_long_contexts_are_shared_between_threads(threads: int, window: int) -> 
 
 
 @compiled
-@pytest.mark.parametrize("threads", [2, 3, 4])
-def test_many_requests_are_dealt_whole(threads: int) -> None:
-    """So many that none is cut, so unlike that threads take over what others fetched; chance says who."""
-    case = Case(32, heads=4, kv_heads=2, block_size=16, max_len=320, num_blocks=60 * 20)
-    lengths = [300 if number < 15 else 2 + number % 7 for number in range(60)]
-    for _ in range(10):
-        attend(case, [rows(length, 32) for length in lengths], [length - 1 for length in lengths], threads)
-
-
-@compiled
 def test_every_family_is_served_by_the_compiled_kernels(loaded: Loaded) -> None:
     """Mixed widths, chunked prefill and decoding, against transformers in float32."""
     narrow = loaded.variant((64, 96, 40))

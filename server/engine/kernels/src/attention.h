@@ -2,9 +2,9 @@
 //
 // The query heads that share a key-value head, of one or several tokens, are the rows of a tile; keys come in
 // chunks, with the softmax kept as a running maximum and sum (Milakov and Gimelshein 2018, arXiv 1805.02867; Dao
-// et al. 2022, arXiv 2205.14135). The work is laid end to end, tile after tile and chunk after chunk, and an equal
-// stretch of it is each thread's. Where few tiles make up much of it, as with one long context, they are cut between
-// threads and put together afterwards (`merge_attention`).
+// et al. 2022, arXiv 2205.14135). The work is laid end to end, tile after tile and chunk after chunk, and each
+// thread takes an equal stretch of it, so one long context is shared by all threads as well as many short ones.
+// A tile that is cut between threads is put together afterwards (`merge_attention`).
 
 #pragma once
 
@@ -21,25 +21,26 @@ struct AttentionTile {
   int request, kv_head, first_row, rows, first_chunk, end_chunk, end_key;
 };
 
-// Chunks [begin, end) of a tile.
+// Chunks [begin, end) of a tile, whose number it has: what a thread computes of it.
 struct AttentionWork {
+  long number;
   AttentionTile tile;
   int begin, end;
 
   bool whole() const { return begin == tile.first_chunk && end == tile.end_chunk; }
 };
 
-// All work of a layer, in order, and where each thread's stretch of it begins, [threads + 1].
-struct AttentionPlan {
-  std::vector<AttentionWork> work;
-  std::vector<int> begins;
-  bool cut;  // whether any tile lies in several stretches
+// The piece of a cut tile that a thread computed. A thread has at most two: its first tile and its last one.
+struct Partial {
+  RunningSoftmax state;
+  long tile;  // its number, -1 if there is no such piece
 };
 
-// Calls `visit(tile)` for all tiles, in the same order on every thread.
+// Calls `visit(number, tile)` for all tiles, in the same order on every thread.
 template <class Visit>
 inline void for_each_tile(const Model& model, const Layer& layer, const Batch& batch, Visit visit) {
   const int group = model.heads / model.kv_heads, most = attends_on_matrix(model) ? kMatrixRows : kMaxRows;
+  long number = 0;
   for (int request = 0; request < batch.requests; ++request) {
     const int start = batch.starts[request];
     const long rows = static_cast<long>(batch.starts[request + 1] - start) * group;
@@ -49,44 +50,11 @@ inline void for_each_tile(const Model& model, const Layer& layer, const Batch& b
         const int begin = static_cast<int>(rows * t / tiles), end = static_cast<int>(rows * (t + 1) / tiles);
         const int last = batch.positions[start + (end - 1) / group];
         const int unseen = layer.window ? batch.positions[start + begin / group] + 1 - layer.window : 0;
-        visit(AttentionTile{request, kv_head, begin, end - begin, std::max(unseen, 0) / kChunk,
-                            last / kChunk + 1, last + 1});
+        visit(number++, AttentionTile{request, kv_head, begin, end - begin, std::max(unseen, 0) / kChunk,
+                                      last / kChunk + 1, last + 1});
       }
     }
   }
-}
-
-inline AttentionPlan plan_attention(const Model& model, const Layer& layer, const Batch& batch, int threads) {
-  constexpr int kFew = 16;  // tiles in a stretch: with more, one that is not cut makes it hardly longer
-  long all = 0, longest = 0;
-  for_each_tile(model, layer, batch, [&](const AttentionTile& tile) {
-    all += tile.end_chunk - tile.first_chunk;
-    longest = std::max<long>(longest, tile.end_chunk - tile.first_chunk);
-  });
-  const bool cut = longest * kFew * threads > all;
-  AttentionPlan plan{{}, {0}, false};
-  long done = 0;
-  for_each_tile(model, layer, batch, [&](const AttentionTile& tile) {
-    for (int begin = tile.first_chunk; begin < tile.end_chunk;) {
-      const long left = all * static_cast<long>(plan.begins.size()) / threads - done;  // of this stretch
-      if (left <= 0) {
-        plan.begins.push_back(static_cast<int>(plan.work.size()));
-        continue;
-      }
-      const int end = cut ? static_cast<int>(std::min<long>(tile.end_chunk, begin + left)) : tile.end_chunk;
-      plan.work.push_back({tile, begin, end});
-      plan.cut |= !plan.work.back().whole();
-      done += end - begin;
-      begin = end;
-    }
-  });
-  plan.begins.resize(threads + 1, static_cast<int>(plan.work.size()));
-  return plan;
-}
-
-// Which of the [threads][2] states a piece of a cut tile has: a stretch holds two at most, its first work and its last.
-inline int partial_of(int thread, const AttentionWork& work) {
-  return 2 * thread + (work.begin == work.tile.first_chunk);
 }
 
 inline void reset(RunningSoftmax& state, int rows, int head_dim) {
@@ -117,13 +85,13 @@ inline void finish(const Model& model, const Batch& batch, const AttentionTile& 
 struct KeyChunks {
   Chunk chunks[2];
   int turn = 0;
-  const AttentionWork* fetched = nullptr;  // the work whose first chunk was found and fetched, or null
+  bool ready = false;  // whether the one to compute was found, and its keys fetched
 
   Chunk& now() { return chunks[turn]; }
   Chunk& next() { return chunks[1 - turn]; }
 };
 
-// Computes its chunks of a tile into `state`. `after`: what the thread is likely to compute next, or null.
+// Computes its chunks of a tile into `state`. `after`: what the thread computes next, or null.
 inline void attend_chunks(const Model& model, const Layer& layer, const Batch& batch, const Bfloat16* qkv,
                           const AttentionWork& work, const AttentionWork* after, KeyChunks& keys,
                           RunningSoftmax& state) {
@@ -147,7 +115,7 @@ inline void attend_chunks(const Model& model, const Layer& layer, const Batch& b
     find_segments(model, layer, batch.block_tables + batch.table_starts[of.request], of.kv_head, number * kChunk,
                   std::min((number + 1) * kChunk, of.end_key), chunk);
   };
-  if (keys.fetched != &work) {
+  if (!keys.ready) {
     find(tile, work.begin, keys.now());
     for (int s = 0; s < keys.now().count; ++s)
       for (int line = 0; line < model.head_dim / 2; ++line)  // 16 keys of head_dim bfloat16
@@ -156,9 +124,9 @@ inline void attend_chunks(const Model& model, const Layer& layer, const Batch& b
   for (int chunk = work.begin; chunk < work.end; ++chunk) {
     const int first_key = chunk * kChunk;
     const bool last = chunk + 1 == work.end;
-    const bool more = !last || after;
-    if (more) find(last ? after->tile : tile, last ? after->begin : chunk + 1, keys.next());
-    const Chunk& next = more ? keys.next() : keys.now();
+    keys.ready = !last || after;
+    if (keys.ready) find(last ? after->tile : tile, last ? after->begin : chunk + 1, keys.next());
+    const Chunk& next = keys.ready ? keys.next() : keys.now();
     int first_seen[kMatrixRows], last_seen[kMatrixRows];
     for (int i = 0; i < rows; ++i) {
       last_seen[i] = positions[i] - first_key;
@@ -170,55 +138,64 @@ inline void attend_chunks(const Model& model, const Layer& layer, const Batch& b
       for_rows<AttendChunk>(rows)(model, keys.now(), next, queries, first_seen, last_seen, scale_log2, state);
     keys.turn = 1 - keys.turn;
   }
-  keys.fetched = after;
 }
 
-// The team computes all work. Whole tiles go to `to`, pieces to `partials` [threads][2].
-inline void attend(const Team& team, const Model& model, const Layer& layer, const Batch& batch,
-                   const AttentionPlan& plan, const Bfloat16* qkv, const RowTiles& row_tiles, const PackedRows& to,
-                   RunningSoftmax* partials) {
-  alignas(64) float output[kMatrixRows * kMaxHeadDim];
-  RunningSoftmax own{{}, {}, output};
-  KeyChunks keys;
-  const int own_end = plan.begins[team.id + 1];
-  team.share([&](int owner) { return plan.begins[owner]; }, [&](int owner, int index) {
-    const AttentionWork& work = plan.work[index];
-    const bool followed = owner == team.id && index + 1 < own_end;
-    RunningSoftmax& state = work.whole() ? own : partials[partial_of(owner, work)];
-    attend_chunks(model, layer, batch, qkv, work, followed ? &work + 1 : nullptr, keys, state);
-    if (work.whole()) finish(model, batch, work.tile, state, row_tiles, to);
+// This thread's stretch of the work. Whole tiles go to `to`, pieces to `partials` [threads][2].
+inline void attend(const Team& team, const Model& model, const Layer& layer, const Batch& batch, const Bfloat16* qkv,
+                   const RowTiles& row_tiles, const PackedRows& to, Partial* partials) {
+  long all = 0;
+  for_each_tile(model, layer, batch,
+                [&](long, const AttentionTile& tile) { all += tile.end_chunk - tile.first_chunk; });
+  const long begin = all * team.id / team.count, end = all * (team.id + 1) / team.count;
+  std::vector<AttentionWork> stretch;
+  long at = 0;
+  for_each_tile(model, layer, batch, [&](long number, const AttentionTile& tile) {
+    const long chunks = tile.end_chunk - tile.first_chunk;
+    const int from = static_cast<int>(std::max(begin - at, 0L)), until = static_cast<int>(std::min(end - at, chunks));
+    if (from < until) stretch.push_back({number, tile, tile.first_chunk + from, tile.first_chunk + until});
+    at += chunks;
   });
-}
-
-// Adds to the softmax `to` what another one has of the same rows, over other keys.
-inline void merge(RunningSoftmax& to, const RunningSoftmax& other, int rows, int head_dim) {
-  for (int i = 0; i < rows; ++i) {
-    const float maximum = std::max(to.maximum[i], other.maximum[i]);
-    if (std::isinf(maximum)) continue;  // neither holds a key that this row sees
-    const float keep = std::exp2(to.maximum[i] - maximum), add = std::exp2(other.maximum[i] - maximum);
-    to.maximum[i] = maximum;
-    to.total[i] = to.total[i] * keep + other.total[i] * add;
-    for (int d = i * head_dim; d < (i + 1) * head_dim; ++d)
-      to.output[d] = to.output[d] * keep + other.output[d] * add;
+  Partial* own = partials + 2 * team.id;
+  own[0].tile = own[1].tile = -1;
+  alignas(64) float output[kMatrixRows * kMaxHeadDim];
+  RunningSoftmax state{{}, {}, output};
+  KeyChunks keys;
+  for (size_t i = 0; i < stretch.size(); ++i) {
+    const AttentionWork& work = stretch[i];
+    const AttentionWork* after = i + 1 < stretch.size() ? &stretch[i + 1] : nullptr;
+    if (work.whole()) {
+      attend_chunks(model, layer, batch, qkv, work, after, keys, state);
+      finish(model, batch, work.tile, state, row_tiles, to);
+    } else {
+      Partial& partial = own[work.begin == work.tile.first_chunk];  // 0 where another thread began it
+      partial.tile = work.number;
+      attend_chunks(model, layer, batch, qkv, work, after, keys, partial.state);
+    }
   }
 }
 
 // Puts together the tiles that were cut between threads. Called once all threads have attended, by one of them.
-inline void merge_attention(const Model& model, const Batch& batch, const AttentionPlan& plan,
-                            const RowTiles& row_tiles, const PackedRows& to, RunningSoftmax* partials) {
-  RunningSoftmax* first = nullptr;
-  for (int thread = 0; thread + 1 < static_cast<int>(plan.begins.size()); ++thread) {
-    for (int index = plan.begins[thread]; index < plan.begins[thread + 1]; ++index) {
-      const AttentionWork& work = plan.work[index];
-      if (work.whole()) continue;
-      RunningSoftmax& piece = partials[partial_of(thread, work)];
-      if (work.begin == work.tile.first_chunk)
-        first = &piece;
-      else
-        merge(*first, piece, work.tile.rows, model.head_dim);
-      if (work.end == work.tile.end_chunk) finish(model, batch, work.tile, *first, row_tiles, to);
+inline void merge_attention(const Model& model, const Layer& layer, const Batch& batch, const RowTiles& row_tiles,
+                            const PackedRows& to, Partial* partials, int threads) {
+  Partial* end = partials + 2 * threads;
+  for_each_tile(model, layer, batch, [&](long number, const AttentionTile& tile) {
+    Partial* whole = std::find_if(partials, end, [&](const Partial& p) { return p.tile == number; });
+    if (whole == end) return;
+    for (Partial* piece = whole + 1; piece < end; ++piece) {
+      if (piece->tile != number) continue;
+      for (int i = 0; i < tile.rows; ++i) {
+        RunningSoftmax &a = whole->state, &b = piece->state;
+        const float maximum = std::max(a.maximum[i], b.maximum[i]);
+        if (std::isinf(maximum)) continue;  // neither piece holds a key that this row sees
+        const float keep = std::exp2(a.maximum[i] - maximum), add = std::exp2(b.maximum[i] - maximum);
+        a.maximum[i] = maximum;
+        a.total[i] = a.total[i] * keep + b.total[i] * add;
+        for (int d = i * model.head_dim; d < (i + 1) * model.head_dim; ++d)
+          a.output[d] = a.output[d] * keep + b.output[d] * add;
+      }
     }
-  }
+    finish(model, batch, tile, whole->state, row_tiles, to);
+  });
 }
 
 }  // namespace secateur

@@ -11,14 +11,14 @@ namespace secateur {
 
 // The memory a step works in, shared by the threads but for `sums`.
 struct Scratch {
-  PackedRows normed;         // [tokens] of hidden / 2 pairs
-  PackedRows attended;       // [tokens] of heads * head_dim / 2
-  PackedRows neurons;        // [tokens] of as many neurons as any layer holds / 2
-  PackedRows inner;          // [tokens] of the largest rank of a delta / 2
-  Bfloat16* qkv;             // [tokens][(heads + 2 kv_heads) head_dim]
-  RunningSoftmax* partials;  // [threads][2]
-  float* sums;               // [threads][Pieces::kMostTogether][tokens][32]
-  size_t thread_sums;        // of a thread
+  PackedRows normed;      // [tokens] of hidden / 2 pairs
+  PackedRows attended;    // [tokens] of heads * head_dim / 2
+  PackedRows neurons;     // [tokens] of as many neurons as any layer holds / 2
+  PackedRows inner;       // [tokens] of the largest rank of a delta / 2
+  Bfloat16* qkv;          // [tokens][(heads + 2 kv_heads) head_dim]
+  Partial* partials;      // [threads][2]
+  float* sums;            // [threads][Pieces::kMostTogether][tokens][32]
+  size_t thread_sums;     // of a thread
 
   Scratch(Workspace& memory, const Model& model, int tokens, int neurons_held, int rank_pairs, int threads) {
     const auto rows = [&](int columns) {
@@ -31,10 +31,10 @@ struct Scratch {
     qkv = memory.take<Bfloat16>(static_cast<size_t>(tokens) * model.qkv_columns());
     thread_sums = static_cast<size_t>(tokens) * Pieces::kMostTogether * kPanel;
     sums = memory.take<float>(threads * thread_sums);
-    partials = memory.take<RunningSoftmax>(2 * static_cast<size_t>(threads));
+    partials = memory.take<Partial>(2 * static_cast<size_t>(threads));
     float* outputs = memory.take<float>(2 * static_cast<size_t>(threads) * kMatrixRows * model.head_dim);
     if (!outputs) return;  // only counted
-    for (int i = 0; i < 2 * threads; ++i) partials[i].output = outputs + i * kMatrixRows * model.head_dim;
+    for (int i = 0; i < 2 * threads; ++i) partials[i].state.output = outputs + i * kMatrixRows * model.head_dim;
   }
 
   float* sums_of(const Team& team) const { return sums + team.id * thread_sums; }
@@ -74,11 +74,11 @@ inline void attend_and_project(const Team& team, const Model& model, const Layer
                                const RowTiles& tiles, const Scratch& scratch) {
   float* sums = scratch.sums_of(team);
   const int attended_pairs = model.heads * model.head_dim / 2;
-  const AttentionPlan plan = plan_attention(model, layer, batch, team.count);
-  attend(team, model, layer, batch, plan, scratch.qkv, tiles, scratch.attended, scratch.partials);
+  attend(team, model, layer, batch, scratch.qkv, tiles, scratch.attended, scratch.partials);
   team.barrier();
-  if (plan.cut) {
-    if (team.id == 0) merge_attention(model, batch, plan, tiles, scratch.attended, scratch.partials);
+  if (team.count > 1) {
+    if (team.id == 0)
+      merge_attention(model, layer, batch, tiles, scratch.attended, scratch.partials, team.count);
     team.barrier();
   }
   const MapDeltas to_output = deltas_of(team, batch, index, &LayerDelta::output, scratch.attended, attended_pairs,

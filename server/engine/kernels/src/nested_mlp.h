@@ -40,7 +40,7 @@ inline void gate_up(const Team& team, const Pair* weights, const PackedRows& x, 
   const std::vector<int> begins = cut_blocks(team.count, tiles);
   const auto depth = [&](const RowTile&) { return x.pairs; };
   const Pieces pieces{1, Pieces::of(tiles, x.pairs).pairs};
-  team.share([&](int thread) { return begins[thread]; }, [&](int, int block) {
+  team.share([&](int thread) { return begins[thread]; }, [&](int block) {
     const int active = static_cast<int>(
         std::partition_point(tiles.begin(), tiles.end(), [&](const RowTile& t) { return t.blocks > block; }) -
         tiles.begin());

@@ -70,7 +70,7 @@ struct Team {
   int begin(long total) const { return begin_of(id, total); }
   int end(long total) const { return begin_of(id + 1, total); }
 
-  // Calls `work(owner, piece)` for each of the pieces on some thread; `begin_of(owner)` is where a thread's own stretch
+  // Calls `work` for each of the pieces [0, total) on some thread; `begin_of(thread)` is where a thread's own stretch
   // begins. Between two barriers at most once.
   template <class Begin, class Work>
   void share(Begin begin_of, Work work) const {
@@ -81,14 +81,14 @@ struct Team {
       for (int next = begin; stretch.claimed.load(std::memory_order_relaxed) < end - begin &&
                              stretch.claimed.fetch_add(1, std::memory_order_relaxed) < end - begin;
            ++next)
-        work(owner, turn == 0 ? next : end - 1 - stretch.stolen.fetch_add(1, std::memory_order_relaxed));
+        work(turn == 0 ? next : end - 1 - stretch.stolen.fetch_add(1, std::memory_order_relaxed));
     }
   }
 
   // The same in equal stretches.
   template <class Work>
   void share_evenly(long total, Work work) const {
-    share([&](int owner) { return begin_of(owner, total); }, [&](int, int piece) { work(piece); });
+    share([&](int thread) { return begin_of(thread, total); }, work);
   }
 
  private:
