@@ -20,12 +20,12 @@ class Contender:
     servers: Sequence[Server]
     clients: Sequence[Client]
     workloads: Workloads
-    sparsities: Sequence[float] = ()  # that requests ask for, where the server takes the field
+    sparsities: Sequence[float] = ()  # of its batches, where a cell names none
 
 
 @contextlib.asynccontextmanager
 async def contender(
-    name: str, launches: Sequence[Launch], workloads: Workloads, logs: Path, sparsities: Sequence[float] = ()
+    name: str, launches: Sequence[Launch], workloads: Workloads, logs: Path
 ) -> AsyncIterator[Contender]:
     """Starts the servers one after the other, so that no start makes another slower or runs out of memory."""
     async with contextlib.AsyncExitStack() as stack:
@@ -36,4 +36,4 @@ async def contender(
             await stack.enter_async_context(http)
             servers.append(server)
             clients.append(Client(http, launch.model))
-        yield Contender(name, servers, clients, workloads, sparsities)
+        yield Contender(name, servers, clients, workloads)
