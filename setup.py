@@ -8,7 +8,10 @@ from setuptools import Extension, setup
 from setuptools.command.build_py import build_py
 
 SOURCES = "server/engine/kernels/src"
-INSTRUCTIONS = ["-mamx-tile", "-mamx-bf16", *(f"-mavx512{name}" for name in ("f", "bw", "vl", "dq", "bf16"))]
+INSTRUCTIONS = [
+    *(f"-mamx-{name}" for name in ("tile", "bf16", "int8")),
+    *(f"-mavx512{name}" for name in ("f", "bw", "vl", "dq", "vnni", "bf16")),
+]
 
 
 class BuildWithVendored(build_py):

@@ -66,7 +66,7 @@ class Layers:
                 output_bias=None,
                 mlp_norm=ones,
                 gate_up=pack_gate_up(memory, partial(_same, gate), partial(_same, up)),
-                down=pack_matrix(memory, down.T, pad_inputs_to=16),
+                down=pack_matrix(memory, down.T),
                 neurons=NEURONS,
             )
             for (gate, up, down), qkv, output in zip(self.plain, self.qkv, self.output, strict=True)
@@ -90,7 +90,7 @@ class Layers:
         workspace = self._workspace(count)
         ends = [i + 1 for i in range(count) if i + 1 == count or widths[i + 1] != widths[i]]
         blocks = neuron_blocks([widths[end - 1] for end in ends], ends)
-        nested = [NestedMLP(gate, up, down, F.silu) for gate, up, down in self.plain]
+        nested = [NestedMLP(gate, up, down.T, F.silu) for gate, up, down in self.plain]
 
         def ours(copy: int) -> None:
             LIBRARY.mlp_block(self.model, self.structs[copy], batch, workspace.data_ptr(), num_threads())

@@ -309,7 +309,7 @@ def _identity(loaded: LoadedModel) -> Identity:
     return Identity(
         model=f"{checkpoint.fingerprint} {checkpoint.tokenizer_fingerprint}",
         ranking=loaded.ranking.digest,
-        computation=f"{config.device.partition(':')[0]} {config.dtype} {kernels}",
+        computation=f"{config.device.partition(':')[0]} {config.precision} {kernels}",
     )
 
 

@@ -255,6 +255,11 @@ class AsyncEngine:
         return self._engine.kernels
 
     @property
+    def precision(self) -> str:
+        """What the layers multiply in: "bfloat16", or "bfloat16 int8"."""
+        return self._engine.config.precision
+
+    @property
     def is_alive(self) -> bool:
         return self._thread.is_alive() and self.death is None
 

@@ -5,6 +5,7 @@ from typing import Literal
 
 Dtype = Literal["bfloat16", "float16", "float32"]
 Kernels = Literal["auto", "avx512", "torch"]
+Quantization = Literal["none", "int8"]
 
 
 @dataclass(frozen=True)
@@ -14,6 +15,8 @@ class EngineConfig:
     Attributes:
         device: a torch device, e.g. "cpu" or "cuda:0".
         dtype: of weights, activations and KV.
+        quantization: "int8" keeps the matrices of the layers in 8 bits, and rounds what they multiply
+            (server/engine/quantization.py).
         block_size: tokens in a KV block.
         kv_cache_bytes: memory for KV blocks, all layers together.
         max_model_len: prompt and answer of one request, in tokens.
@@ -38,3 +41,9 @@ class EngineConfig:
     enable_prefix_caching: bool
     prompt_lookup_tokens: int = 0
     kernels: Kernels = "auto"
+    quantization: Quantization = "none"
+
+    @property
+    def precision(self) -> str:
+        """What the layers multiply in: "bfloat16", or "bfloat16 int8" where matrices have 8 bits."""
+        return self.dtype if self.quantization == "none" else f"{self.dtype} {self.quantization}"

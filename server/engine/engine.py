@@ -149,7 +149,8 @@ class Engine:
 
     def standalone_bytes(self, widths: tuple[int, ...], delta_parameters: int = 0) -> int:
         """Weight bytes of a checkpoint cut to `widths`, and of the numbers of a delta beside it."""
-        return (self.parameters(widths) + delta_parameters) * self._weights.itemsize
+        itemsize: int = getattr(torch, self.config.dtype).itemsize
+        return self._weights.bytes_at(widths) + delta_parameters * itemsize
 
 
 def load_engine(
@@ -170,7 +171,15 @@ def load_engine(
     token_bytes = checkpoint.architecture.kv_bytes_per_token(dtype.itemsize)
     num_blocks = config.kv_cache_bytes // (token_bytes * config.block_size)
     _check(config, num_blocks * config.block_size, checkpoint.config.max_position_embeddings)
-    reader = WeightReader(checkpoint, ranking, resident_widths, device=device, dtype=dtype, progress=progress)
+    reader = WeightReader(
+        checkpoint,
+        ranking,
+        resident_widths,
+        device=device,
+        dtype=dtype,
+        quantized=config.quantization == "int8",
+        progress=progress,
+    )
     kernels = choose_kernels(config, checkpoint.config)
     decoder, size = _load_decoder(kernels, reader, checkpoint.config, config, num_blocks)
     pool = BlockPool(num_blocks, config.block_size, enable_prefix_caching=config.enable_prefix_caching)

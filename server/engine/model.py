@@ -20,6 +20,7 @@ from server.engine.attention import AttentionPlan, PagedKV
 from server.engine.batch import Batch
 from server.engine.delta import DeltaRows, ServedDelta, TorchDelta, add_low_rank, rows_of_map
 from server.engine.nested_mlp import MLPDeltas, NestedMLP, NeuronBlock
+from server.engine.quantization import linear
 from server.engine.weights import LayerWeights, ModelWeights
 
 
@@ -197,7 +198,7 @@ class _DecoderLayer:
         weights, geometry = self._weights, self._geometry
         heads, kv_heads = geometry.num_heads, geometry.num_kv_heads
         x = _rms_norm(hidden, weights.input_norm, geometry.norm_eps)
-        qkv = F.linear(x, weights.qkv, weights.qkv_bias)
+        qkv = linear(x, weights.qkv, weights.qkv_bias)
         add_low_rank(qkv, x, rows_of_map(step.deltas, self._index, "qkv"))
         qkv = torch.unflatten(qkv, 1, (-1, geometry.head_dim))
         query, key, value = torch.split(qkv, [heads, kv_heads, kv_heads], dim=1)  # [tokens, heads, head_dim]
@@ -211,7 +212,7 @@ class _DecoderLayer:
         """`hidden` [tokens, hidden] with attention added."""
         weights = self._weights
         attended = step.plan.attend(queries, kv, self._geometry.head_dim**-0.5, self._window).flatten(1)
-        output = F.linear(attended, weights.output, weights.output_bias)
+        output = linear(attended, weights.output, weights.output_bias)
         add_low_rank(output, attended, rows_of_map(step.deltas, self._index, "output"))
         return hidden + output
 

@@ -12,7 +12,7 @@ So FLOPs are the sum of what was asked for, and weights are read once however ma
 low-rank matrices of one variant add is added to its own tokens.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -21,6 +21,7 @@ from torch.nn import functional as F
 
 from pruning.delta import LowRank
 from server.engine.delta import LowRankRows, add_low_rank
+from server.engine.quantization import QuantizedMatrix, Weight, linear, multiply, of_outputs, quantize
 
 
 class NeuronBlock(NamedTuple):
@@ -67,16 +68,16 @@ class NestedMLP:
     """y = (act(x Wgᵀ) ⊙ (x Wuᵀ)) Wdᵀ over a prefix of the neurons, chosen per token.
 
     Args:
-        gate, up, down: [neurons, hidden], neurons in ranking order; `down` is Wd transposed, so that a prefix
-            of neurons is one contiguous piece of each.
+        gate, up: [neurons, hidden], neurons in ranking order.
+        down: [hidden, neurons], kept neuron by neuron, so that a prefix of neurons is one contiguous piece.
         activation: the model's own.
     """
 
     def __init__(
         self,
-        gate: torch.Tensor,
-        up: torch.Tensor,
-        down: torch.Tensor,
+        gate: Weight,
+        up: Weight,
+        down: Weight,
         activation: Callable[[torch.Tensor], torch.Tensor],
     ) -> None:
         self.gate = gate
@@ -88,52 +89,58 @@ class NestedMLP:
         self, x: torch.Tensor, blocks: Sequence[NeuronBlock], deltas: MLPDeltas = NO_DELTAS
     ) -> torch.Tensor:
         """[tokens, hidden] → the same. `blocks` is what `neuron_blocks` made of the batch."""
-        first, *rest = blocks
-        assert first.num_tokens == len(x), "the narrowest variant's neurons serve every token"
-        inner = [_InnerSum(rows) for rows in deltas.down]
-        y = self._block(x, first, deltas, inner)
-        if not rest and not inner:
+        assert blocks[0].num_tokens == len(x), "the narrowest variant's neurons serve every token"
+        neurons = [self._neurons(x, block, deltas) for block in blocks]
+        y, *rest = self._products(neurons, blocks)
+        if not rest and not deltas.down:
             return y
         total = y.float()  # each block is rounded once, as a whole MLP is; their sum is not rounded again
-        for block in rest:
-            total[: block.num_tokens] += self._block(x, block, deltas, inner)
-        for added in inner:
-            total[added.rows.start : added.rows.stop] += added.product()
+        for block, product in zip(blocks[1:], rest, strict=True):
+            total[: block.num_tokens] += product
+        for rows in deltas.down:
+            total[rows.start : rows.stop] += _inner_product(rows, neurons, blocks)
         return total.to(x.dtype)
 
-    def _block(
-        self, x: torch.Tensor, block: NeuronBlock, deltas: MLPDeltas, inner: Sequence["_InnerSum"]
-    ) -> torch.Tensor:
+    def _neurons(self, x: torch.Tensor, block: NeuronBlock, deltas: MLPDeltas) -> torch.Tensor:
+        """h of a block, [num_tokens, stop - start]."""
         start, stop, num_tokens = block
         x = x[:num_tokens]
-        gate, up = F.linear(x, self.gate[start:stop]), F.linear(x, self.up[start:stop])
+        gate, up = linear(x, of_outputs(self.gate, start, stop)), linear(x, of_outputs(self.up, start, stop))
         add_low_rank(gate, x, _outputs(deltas.gate, block))
         add_low_rank(up, x, _outputs(deltas.up, block))
-        h = self._activation(gate)  # [num_tokens, stop - start]
+        h = self._activation(gate)
         h *= up
-        for added in inner:
-            added.add(h, block)
-        return h @ self.down[start:stop]
+        return h
 
-
-class _InnerSum:
-    """A h of one delta of Wd, summed over the blocks of neurons that h comes in."""
-
-    def __init__(self, rows: LowRankRows) -> None:
-        self.rows = rows
-        self._sum: torch.Tensor | None = None  # [tokens of the delta, rank]
-
-    def add(self, h: torch.Tensor, block: NeuronBlock) -> None:
-        """`h`: [block.num_tokens, neurons of the block]."""
-        start, stop, matrices = self.rows
-        if stop > block.num_tokens:  # its width does not reach here
+    def _products(
+        self, neurons: Sequence[torch.Tensor], blocks: Sequence[NeuronBlock]
+    ) -> Iterator[torch.Tensor]:
+        """h Wdᵀ of each block."""
+        down = self.down
+        if isinstance(down, torch.Tensor):
+            yield from (
+                h @ down[:, block.start : block.stop].T for h, block in zip(neurons, blocks, strict=True)
+            )
             return
-        part = F.linear(h[start:stop], matrices.a[:, block.start : block.stop]).float()
-        self._sum = part if self._sum is None else self._sum + part
+        peaks = neurons[0].new_zeros(len(neurons[0]))  # a token has one scale for all its neurons
+        for h in neurons:
+            peaks[: len(h)] = torch.maximum(peaks[: len(h)], h.abs().amax(1))
+        for h, block in zip(neurons, blocks, strict=True):
+            weight = QuantizedMatrix(down.values[:, block.start : block.stop], down.scales)
+            yield multiply(quantize(h, peaks[: len(h)]), weight, h.dtype)
 
-    def product(self) -> torch.Tensor:
-        assert self._sum is not None, "the first block serves every token"
-        return F.linear(self._sum.to(self.rows.matrices.b.dtype), self.rows.matrices.b)
+
+def _inner_product(
+    rows: LowRankRows, neurons: Sequence[torch.Tensor], blocks: Sequence[NeuronBlock]
+) -> torch.Tensor:
+    """B (A h) of a delta of Wd: A h is summed over the blocks of neurons that h comes in."""
+    start, stop, matrices = rows
+    a, b = matrices.a, matrices.b
+    inner = torch.zeros(stop - start, len(a), device=a.device)
+    for h, block in zip(neurons, blocks, strict=True):
+        if stop <= block.num_tokens:  # else its width does not reach here
+            inner += F.linear(h[start:stop], a[:, block.start : block.stop])
+    return F.linear(inner.to(b.dtype), b)
 
 
 def _outputs(rows: Sequence[LowRankRows], block: NeuronBlock) -> list[LowRankRows]:

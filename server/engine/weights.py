@@ -2,11 +2,13 @@
 
 MLP matrices are read in slices of rows, and of each slice only the neurons that some variant serves are
 kept, so neurons beyond the widest variant never take memory. `WeightReader` reads one matrix at a time, so
-that whoever keeps the weights in a layout of their own (kernels/packing.py) never holds them twice.
+that whoever keeps the weights in a layout of their own (kernels/packing.py) never holds them twice. Where the
+layers' matrices are wanted in 8 bits (quantization.py) they are rounded slice by slice, as they come.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from tqdm import tqdm
@@ -14,9 +16,12 @@ from tqdm import tqdm
 from pruning.checkpoint import Checkpoint
 from pruning.ranking import Ranking
 from pruning.tensors import TensorReader
+from server.engine.quantization import QuantizedMatrix, Weight, quantize
 
 _ROWS_PER_SLICE = 1024  # of an MLP matrix: the memory that reading takes on top of what is kept
 _HEAD = "lm_head.weight"
+
+_Counted = TypeVar("_Counted", torch.Tensor, QuantizedMatrix, Weight)
 
 
 @dataclass(frozen=True)
@@ -25,21 +30,29 @@ class WeightSize:
 
     Attributes:
         num_bytes: memory they hold, padding included, tied tensors once.
-        num_parameters: numbers they hold, without padding.
+        num_parameters: numbers they hold, without padding and scales.
+        parameter_bytes: what these and their scales take.
         widths: neurons of each layer.
-        hidden_size, itemsize: what one neuron costs.
+        neuron_parameters, neuron_bytes: of one: a row of gate, one of up and a column of down.
     """
 
     num_bytes: int
     num_parameters: int
+    parameter_bytes: int
     widths: tuple[int, ...]
-    hidden_size: int
-    itemsize: int
+    neuron_parameters: int
+    neuron_bytes: int
 
     def parameters_at(self, widths: tuple[int, ...]) -> int:
-        """Of the network cut to `widths`: a neuron is a row of gate, one of up and a column of down."""
-        removed = sum(held - width for held, width in zip(self.widths, widths, strict=True))
-        return self.num_parameters - 3 * removed * self.hidden_size
+        """Of the network cut to `widths`."""
+        return self.num_parameters - self._removed(widths) * self.neuron_parameters
+
+    def bytes_at(self, widths: tuple[int, ...]) -> int:
+        """The same in bytes."""
+        return self.parameter_bytes - self._removed(widths) * self.neuron_bytes
+
+    def _removed(self, widths: tuple[int, ...]) -> int:
+        return sum(held - width for held, width in zip(self.widths, widths, strict=True))
 
 
 @dataclass(frozen=True)
@@ -47,16 +60,16 @@ class LayerWeights:
     """One decoder layer. q, k and v are one matrix; biases and per-head norms where the family has them."""
 
     input_norm: torch.Tensor  # [hidden]
-    qkv: torch.Tensor  # [(heads + 2 kv_heads) head_dim, hidden]
+    qkv: Weight  # [(heads + 2 kv_heads) head_dim, hidden]
     qkv_bias: torch.Tensor | None
     q_norm: torch.Tensor | None  # [head_dim]
     k_norm: torch.Tensor | None
-    output: torch.Tensor  # [hidden, heads head_dim]
+    output: Weight  # [hidden, heads head_dim]
     output_bias: torch.Tensor | None
     mlp_norm: torch.Tensor  # [hidden]
-    gate: torch.Tensor  # [width, hidden], neurons in ranking order
-    up: torch.Tensor  # [width, hidden]
-    down: torch.Tensor  # [width, hidden], transposed
+    gate: Weight  # [width, hidden], neurons in ranking order
+    up: Weight  # [width, hidden]
+    down: Weight  # [hidden, width], neuron by neuron
 
 
 @dataclass(frozen=True)
@@ -75,6 +88,7 @@ class WeightReader:
 
     Args:
         widths: of layer `l`, the first `widths[l]` neurons in ranking order are read; all else is read whole.
+        quantized: whether the layers' matrices are rounded to 8 bits.
         progress: whether `layers` shows a bar.
 
     Every method raises ModelError where a tensor or a file is missing or damaged.
@@ -88,6 +102,7 @@ class WeightReader:
         *,
         device: torch.device,
         dtype: torch.dtype,
+        quantized: bool,
         progress: bool,
     ) -> None:
         self.config = checkpoint.config
@@ -97,8 +112,10 @@ class WeightReader:
         self._widths = widths
         self._device = device
         self._dtype = dtype
+        self._quantized = quantized
         self._progress = progress
         self._num_parameters = 0
+        self._parameter_bytes = 0
 
     def embedding(self) -> torch.Tensor:
         """[vocabulary, hidden]."""
@@ -130,43 +147,75 @@ class WeightReader:
 
     def size(self, num_bytes: int) -> WeightSize:
         """Of what has been read, now held in `num_bytes`."""
+        neuron_parameters = 3 * self.config.hidden_size
+        neuron_bytes = neuron_parameters * self._dtype.itemsize
+        if self._quantized:
+            neuron_bytes = neuron_parameters + 2 * torch.float32.itemsize  # scales of gate and up
         return WeightSize(
-            num_bytes, self._num_parameters, self._widths, self.config.hidden_size, self._dtype.itemsize
+            num_bytes,
+            self._num_parameters,
+            self._parameter_bytes,
+            self._widths,
+            neuron_parameters,
+            neuron_bytes,
         )
 
     def tensor(self, tensors: TensorReader, name: str) -> torch.Tensor:
         """A whole one of an open checkpoint, by its name there."""
         # A copy even where nothing changes: what stays must not be a view of the mapped file.
-        tensor = tensors.get(name).to(self._device, self._dtype, copy=True)
-        self._num_parameters += tensor.numel()
-        return tensor
+        return self._counted(tensors.get(name).to(self._device, self._dtype, copy=True))
 
-    def neuron_rows(self, tensors: TensorReader, name: str, index: int) -> torch.Tensor:
+    def matrix(self, tensors: TensorReader, names: Sequence[str]) -> Weight:
+        """Whole ones of an open checkpoint, one above the other."""
+        matrix = torch.cat([tensors.get(name).to(self._device, self._dtype) for name in names])
+        return self._counted(quantize(matrix) if self._quantized else matrix)
+
+    def neuron_rows(self, tensors: TensorReader, name: str, index: int) -> Weight:
         """[neurons, hidden] in the file → its first neurons in ranking order."""
         width, permutation = self._widths[index], self._ranking.permutation[index]
         num_neurons, hidden = tensors.shape(name)
         rank_of = torch.empty(num_neurons, dtype=torch.long)
         rank_of[permutation] = torch.arange(num_neurons)
-        kept = torch.empty(width, hidden, device=self._device, dtype=self._dtype)
+        kept, scales = self._empty(width, hidden), self._empty_scales(width)
         for start in range(0, num_neurons, _ROWS_PER_SLICE):
             rows = tensors.rows(name, start, min(start + _ROWS_PER_SLICE, num_neurons))
             ranks = rank_of[start : start + len(rows)]
             served = ranks < width
-            kept[ranks[served].to(self._device)] = rows[served].to(self._device, self._dtype)
-        self._num_parameters += kept.numel()
-        return kept
+            rows, ranks = rows[served].to(self._device, self._dtype), ranks[served].to(self._device)
+            if self._quantized:
+                quantized = quantize(rows)
+                rows, scales[ranks] = quantized.values, quantized.scales
+            kept[ranks] = rows
+        return self._counted(QuantizedMatrix(kept, scales) if self._quantized else kept)
 
-    def neuron_columns(self, tensors: TensorReader, name: str, index: int) -> torch.Tensor:
-        """[hidden, neurons] in the file → its first neurons in ranking order, as rows."""
+    def neuron_columns(self, tensors: TensorReader, name: str, index: int) -> Weight:
+        """[hidden, neurons] in the file → its first neurons in ranking order, lying one after the other."""
         width, permutation = self._widths[index], self._ranking.permutation[index]
         hidden, _ = tensors.shape(name)
-        kept = torch.empty(width, hidden, device=self._device, dtype=self._dtype)
+        kept, scales = self._empty(width, hidden), self._empty_scales(hidden)
         for start in range(0, hidden, _ROWS_PER_SLICE):
             stop = min(start + _ROWS_PER_SLICE, hidden)
-            columns = tensors.rows(name, start, stop)[:, permutation[:width]]
-            kept[:, start:stop] = columns.to(self._device, self._dtype).T
-        self._num_parameters += kept.numel()
-        return kept
+            rows = tensors.rows(name, start, stop).to(self._device, self._dtype)
+            columns = rows[:, permutation[:width].to(self._device)]
+            if self._quantized:
+                quantized = quantize(columns, peaks=rows.abs().amax(1))
+                columns, scales[start:stop] = quantized.values, quantized.scales
+            kept[:, start:stop] = columns.T
+        return self._counted(QuantizedMatrix(kept.T, scales) if self._quantized else kept.T)
+
+    def _empty(self, rows: int, columns: int) -> torch.Tensor:
+        dtype = torch.int8 if self._quantized else self._dtype
+        return torch.empty(rows, columns, device=self._device, dtype=dtype)
+
+    def _empty_scales(self, count: int) -> torch.Tensor:
+        return torch.empty(count, device=self._device, dtype=torch.float32)
+
+    def _counted(self, weight: "_Counted") -> "_Counted":
+        """`weight`, now part of what has been read."""
+        numbers = weight if isinstance(weight, torch.Tensor) else weight.values
+        self._num_parameters += numbers.numel()
+        self._parameter_bytes += weight.nbytes
+        return weight
 
 
 class LayerReader:
@@ -182,8 +231,8 @@ class LayerReader:
     def input_norm(self) -> torch.Tensor:
         return self._tensor("input_layernorm.weight")
 
-    def qkv(self) -> torch.Tensor:
-        return torch.cat([self._tensor(f"self_attn.{p}_proj.weight") for p in "qkv"])
+    def qkv(self) -> Weight:
+        return self._matrix(*(f"self_attn.{p}_proj.weight" for p in "qkv"))
 
     def qkv_bias(self) -> torch.Tensor | None:
         biases = [self._optional(f"self_attn.{p}_proj.bias") for p in "qkv"]
@@ -196,8 +245,8 @@ class LayerReader:
     def k_norm(self) -> torch.Tensor | None:
         return self._optional("self_attn.k_norm.weight")
 
-    def output(self) -> torch.Tensor:
-        return self._tensor("self_attn.o_proj.weight")
+    def output(self) -> Weight:
+        return self._matrix("self_attn.o_proj.weight")
 
     def output_bias(self) -> torch.Tensor | None:
         return self._optional("self_attn.o_proj.bias")
@@ -205,18 +254,21 @@ class LayerReader:
     def mlp_norm(self) -> torch.Tensor:
         return self._tensor("post_attention_layernorm.weight")
 
-    def gate(self) -> torch.Tensor:
+    def gate(self) -> Weight:
         return self._reader.neuron_rows(self._tensors, self._mlp_names[0], self._index)
 
-    def up(self) -> torch.Tensor:
+    def up(self) -> Weight:
         return self._reader.neuron_rows(self._tensors, self._mlp_names[1], self._index)
 
-    def down(self) -> torch.Tensor:
+    def down(self) -> Weight:
         return self._reader.neuron_columns(self._tensors, self._mlp_names[2], self._index)
 
     @property
     def _mlp_names(self) -> tuple[str, str, str]:
         return self._reader.architecture.mlp_weight_names(self._index)
+
+    def _matrix(self, *names: str) -> Weight:
+        return self._reader.matrix(self._tensors, [f"{self._prefix}.{name}" for name in names])
 
     def _tensor(self, name: str) -> torch.Tensor:
         return self._reader.tensor(self._tensors, f"{self._prefix}.{name}")

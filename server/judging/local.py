@@ -127,7 +127,7 @@ class LocalSubject:
             "tokenizer": self.checkpoint.tokenizer_fingerprint,
             "ranking": None if is_dense else self.ranking.digest,
             "widths": list(widths),
-            "dtype": self.config.dtype,
+            "dtype": self.config.precision,
             "device": self.config.device.partition(":")[0],
             "kernels": self._kernels,
             **({} if self.delta is None else {"delta": self.delta.delta.digest}),

@@ -77,7 +77,7 @@ def local_study(settings: StudySettings, task: Task, items: Sequence[TaskItem]) 
         "fingerprint": checkpoint.fingerprint[:16],
         "profile": known.ranking.profile_digest[:16],
         "allocation": known.allocation,
-        "dtype": config.dtype,
+        "dtype": config.precision,
         "kernels": first.identity(0.0)["kernels"],
     }
     return LocalStudy(subjects, known.ranking, known.allocation, model)

@@ -39,6 +39,7 @@ def engine_config(
         prompt_lookup_tokens=settings.prompt_lookup_tokens,
         enable_prefix_caching=settings.prefix_caching,
         kernels=settings.kernels,
+        quantization=settings.quantization,
     )
 
 

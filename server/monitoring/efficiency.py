@@ -35,16 +35,17 @@ class CostModel:
         architecture = self._architecture = checkpoint.architecture
         self._head: int = checkpoint.config.vocab_size * architecture.hidden_size
         # Where the embedding is the head as well, all of it is read after all.
-        self._unread = self._head if has_own_head(checkpoint) else 0
-        self._itemsize: int = getattr(torch, engine.config.dtype).itemsize
+        embedding_bytes = self._head * getattr(torch, engine.config.dtype).itemsize
+        self._unread_bytes: int = embedding_bytes if has_own_head(checkpoint) else 0
         widths = (architecture.intermediate_size,) * architecture.num_layers
-        self.dense = TokenCost(self._flops(widths), self._bytes_read(engine.parameters(widths)))
+        self.dense = TokenCost(self._flops(widths), engine.standalone_bytes(widths) - self._unread_bytes)
 
     def of(self, variant: Variant) -> TokenCost:
         """Of one token of `variant`."""
         delta_parameters = 0 if variant.delta is None else variant.delta.num_parameters
         return TokenCost(
-            self._flops(variant.widths) + 2 * delta_parameters, self._bytes_read(variant.parameters)
+            self._flops(variant.widths) + 2 * delta_parameters,
+            variant.standalone_bytes - self._unread_bytes,
         )
 
     def _flops(self, widths: tuple[int, ...]) -> int:
@@ -52,6 +53,3 @@ class CostModel:
         attention = 2 * shape.hidden_size * shape.head_dim * (shape.num_heads + shape.num_kv_heads)
         neurons = 3 * shape.hidden_size * sum(widths)
         return 2 * (shape.num_layers * attention + neurons + self._head)
-
-    def _bytes_read(self, parameters: int) -> int:
-        return (parameters - self._unread) * self._itemsize

@@ -41,6 +41,7 @@ def operations_router(engine: AsyncEngine, generations: Generations, metrics: Me
             "torch": torch.__version__,
             "transformers": transformers.__version__,
             "kernels": engine.kernels,
+            "precision": engine.precision,
         }
 
     @router.get("/metrics")

@@ -12,7 +12,12 @@ from transformers import PretrainedConfig
 
 from server.engine.config import EngineConfig
 from server.engine.errors import KernelsUnavailableError
-from server.engine.kernels.library import MAX_HEAD_DIM, KernelLibrary, load_library
+from server.engine.kernels.library import (
+    MAX_HEAD_DIM,
+    MAX_QUANTIZED_INPUTS,
+    KernelLibrary,
+    load_library,
+)
 from server.engine.model import ModelGeometry
 
 MATRIX, VECTOR = "amx-bf16", "avx512-bf16"  # what the compiled ones multiply with
@@ -62,6 +67,7 @@ def _best(library: KernelLibrary) -> str:
 def _check(config: EngineConfig, model_config: PretrainedConfig) -> None:
     head_dim = ModelGeometry.from_config(model_config).head_dim
     hidden, activation = model_config.hidden_size, model_config.hidden_act
+    neurons = model_config.intermediate_size
     reasons = {
         "the setting kernels asks for torch": config.kernels == "torch",
         f"the device is {config.device}, and they are for the CPU": torch.device(config.device).type != "cpu",
@@ -70,6 +76,9 @@ def _check(config: EngineConfig, model_config: PretrainedConfig) -> None:
         f"hidden_size is {hidden}, not a multiple of 16": hidden % 16 != 0,
         f"head_dim is {head_dim}, not a multiple of 16 up to {MAX_HEAD_DIM}": head_dim % 16 != 0
         or head_dim > MAX_HEAD_DIM,
+        f"intermediate_size is {neurons:,}, and int8 goes up to {MAX_QUANTIZED_INPUTS:,}": neurons
+        > MAX_QUANTIZED_INPUTS
+        and config.quantization == "int8",
         f"block_size is {config.block_size}, an odd number": config.block_size % 2 != 0,
     }
     for reason, applies in reasons.items():

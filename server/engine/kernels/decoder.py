@@ -20,10 +20,11 @@ from server.engine.kernels.library import (
     HeadFunction,
     KernelLibrary,
     LayerStruct,
+    MatrixStruct,
     ModelStruct,
     num_threads,
 )
-from server.engine.kernels.packing import PackedLayer, PackedWeights
+from server.engine.kernels.packing import PackedLayer, PackedMatrix, PackedWeights
 from server.engine.model import ModelGeometry, rotary_tables
 
 _SLACK = 32  # elements behind the KV: a vector load of the last keys may go that far
@@ -179,9 +180,15 @@ def _untouched_zeros(count: int) -> torch.Tensor:
 
 def layer_struct(layer: PackedLayer, kv: PackedKV, window: int | None) -> LayerStruct:
     """Where everything of a layer is. Valid as long as `layer` and `kv` live."""
-    fields = {name: value for name, value in vars(layer).items() if isinstance(value, torch.Tensor)}
+    fields: dict[str, int | MatrixStruct] = {}
+    for name, value in vars(layer).items():
+        if isinstance(value, torch.Tensor):
+            fields[name] = value.data_ptr()
+        elif isinstance(value, PackedMatrix):
+            scales = None if value.scales is None else value.scales.data_ptr()
+            fields[name] = MatrixStruct(value.panels.data_ptr(), scales)
     return LayerStruct(
-        **{name: tensor.data_ptr() for name, tensor in fields.items()},
+        **fields,
         keys=kv.keys.data_ptr(),
         values=kv.values.data_ptr(),
         neurons=layer.neurons,

@@ -9,7 +9,7 @@ import torch
 from pruning.delta import Delta, LowRank, Projection
 from server.engine.delta import merged_qkv, stacked
 from server.engine.kernels.library import KernelLibrary, LayerDeltaStruct, LowRankStruct
-from server.engine.kernels.packing import LANES, PANEL, PanelMemory, pack_gate_up, pack_matrix
+from server.engine.kernels.packing import PANEL, PackedMatrix, PanelMemory, pack_gate_up, pack_matrix
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,14 +65,14 @@ class _Packer:
             qkv=self._map(merged_qkv(layer, qkv_rows)),
             output=self._map(layer.get("o_proj")),
             gate_up=self._gate_up(layer.get("gate_proj"), layer.get("up_proj"), width),
-            down=self._map(layer.get("down_proj"), pad_inputs_to=LANES),
+            down=self._map(layer.get("down_proj")),
         )
 
-    def _map(self, low_rank: LowRank | None, pad_inputs_to: int = 2) -> LowRankStruct:
+    def _map(self, low_rank: LowRank | None) -> LowRankStruct:
         if low_rank is None:
             return LowRankStruct()
-        a = pack_matrix(self._memory, low_rank.a.bfloat16(), pad_inputs_to)
-        return self._struct(a, pack_matrix(self._memory, low_rank.b.bfloat16(), PANEL))
+        a = pack_matrix(self._memory, low_rank.a.bfloat16())
+        return self._struct(a, pack_matrix(self._memory, low_rank.b.bfloat16(), pad_inputs_to=PANEL))
 
     def _gate_up(self, gate: LowRank | None, up: LowRank | None, width: int) -> LowRankStruct:
         if gate is None and up is None:
@@ -83,9 +83,9 @@ class _Packer:
         a = pack_matrix(self._memory, both.a.bfloat16())
         return self._struct(a, pack_gate_up(self._memory, lambda: b[:width], lambda: b[width:]))
 
-    def _struct(self, a: torch.Tensor, b: torch.Tensor) -> LowRankStruct:
-        self.tensors += [a, b]
-        pairs = b.shape[1]
-        assert pairs == len(a) * PANEL // 2, "both pad the rank to whole panels"
+    def _struct(self, a: PackedMatrix, b: PackedMatrix) -> LowRankStruct:
+        self.tensors += [a.panels, b.panels]
+        pairs = b.panels.shape[1]
+        assert pairs == len(a.panels) * PANEL // 2, "both pad the rank to whole panels"
         self.rank_pairs = max(self.rank_pairs, pairs)
-        return LowRankStruct(a=a.data_ptr(), b=b.data_ptr(), pairs=pairs)
+        return LowRankStruct(a=a.panels.data_ptr(), b=b.panels.data_ptr(), pairs=pairs)

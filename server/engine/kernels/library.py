@@ -13,6 +13,7 @@ import torch
 from server.engine.errors import KernelsUnavailableError
 
 MAX_HEAD_DIM = 256  # kMaxHeadDim
+MAX_QUANTIZED_INPUTS = 2**31 // (255 * 127)  # sums of 8-bit products are int32
 
 _MODULE = "server.engine.kernels._avx512"
 _OUTDATED = "they were built from other sources: install again"
@@ -29,17 +30,23 @@ class ModelStruct(ctypes.Structure):
     )
 
 
+class MatrixStruct(ctypes.Structure):
+    """`Matrix` of src/model.h."""
+
+    _fields_ = (("panels", c_void_p), ("scales", c_void_p))
+
+
 class LayerStruct(ctypes.Structure):
     """`Layer` of src/model.h."""
 
     _fields_ = (
-        *(
-            (name, c_void_p)
-            for name in (
-                *("input_norm", "qkv", "qkv_bias", "q_norm", "k_norm", "output", "output_bias"),
-                *("mlp_norm", "gate_up", "down", "keys", "values"),
-            )
-        ),
+        ("input_norm", c_void_p),
+        ("qkv", MatrixStruct),
+        *((name, c_void_p) for name in ("qkv_bias", "q_norm", "k_norm")),
+        ("output", MatrixStruct),
+        *((name, c_void_p) for name in ("output_bias", "mlp_norm")),
+        *((name, MatrixStruct) for name in ("gate_up", "down")),
+        *((name, c_void_p) for name in ("keys", "values")),
         ("neurons", c_int32),
         ("window", c_int32),
     )
@@ -111,7 +118,7 @@ class KernelLibrary:
         self.struct_bytes = function("struct_bytes", c_int, returns=c_int64)
         self.pack = function(
             "pack",
-            *(c_void_p, *[c_int64] * 4, c_int, c_int, c_int64, c_void_p, c_int),
+            *(c_void_p, c_int, *[c_int64] * 4, c_int, c_int, c_int64, c_void_p, c_int),
         )
         self.advise_huge_pages = function("advise_huge_pages", c_void_p, c_int64)
         self.unpack_rows = function(
@@ -149,7 +156,7 @@ def load_library() -> KernelLibrary:
     if any(library.struct_bytes(i) != ctypes.sizeof(struct) for i, struct in enumerate(structs)):
         raise KernelsUnavailableError(_OUTDATED)
     if not library.supported():
-        raise KernelsUnavailableError("this CPU has no AVX512-BF16 instructions")
+        raise KernelsUnavailableError("this CPU has no AVX512-BF16 and AVX512-VNNI instructions")
     pools = _openmp_pools()
     if len(pools) > 1:
         raise KernelsUnavailableError(f"the process would have {len(pools)} OpenMP pools: {', '.join(pools)}")

@@ -1,16 +1,18 @@
 """Weights in the order in which the compiled kernels read them, packed one by one while they are loaded.
 
-A matrix of `outputs` x `inputs` becomes panels of 32 outputs, each [pairs, 32, 2]: two neighbouring inputs of
-32 outputs at a time. Outputs and inputs that are missing to whole panels are zeros. Gate and up share panels:
-16 neurons' rows of the one beside the same neurons' rows of the other.
+A matrix of `outputs` x `inputs` becomes panels of 32 outputs, each [words, 32]: a word is two neighbouring
+inputs in bfloat16, or four in 8 bits. Outputs and inputs that are missing to whole panels are zeros. Gate and
+up share panels: 16 neurons' rows of the one beside the same neurons' rows of the other.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+from torch.nn import functional as F
 
 from server.engine.kernels.library import KernelLibrary, num_threads
+from server.engine.quantization import QuantizedMatrix, Weight
 from server.engine.weights import LayerReader, WeightReader, WeightSize
 
 PANEL = 32  # outputs; kPanel of src/simd.h
@@ -20,19 +22,31 @@ LANES = 16  # neurons in a panel of gate and up, and what widths are padded to; 
 
 
 @dataclass(frozen=True)
+class PackedMatrix:
+    """Of bfloat16, or of integers with 128 added and scales, as many as whole panels have outputs."""
+
+    panels: torch.Tensor  # [panels, words, 32, 2] bfloat16 or [panels, words, 32, 4] uint8
+    scales: torch.Tensor | None  # [panels 32] float32
+
+    @property
+    def nbytes(self) -> int:
+        return self.panels.nbytes + (0 if self.scales is None else self.scales.nbytes)
+
+
+@dataclass(frozen=True)
 class PackedLayer:
-    """One decoder layer. Matrices are bfloat16 panels, norms and biases float32."""
+    """One decoder layer. Norms and biases are float32."""
 
     input_norm: torch.Tensor  # [hidden]
-    qkv: torch.Tensor  # [panels, hidden / 2, 32, 2]
+    qkv: PackedMatrix
     qkv_bias: torch.Tensor | None
     q_norm: torch.Tensor | None  # [head_dim]
     k_norm: torch.Tensor | None
-    output: torch.Tensor  # [panels, heads head_dim / 2, 32, 2]
+    output: PackedMatrix
     output_bias: torch.Tensor | None
     mlp_norm: torch.Tensor  # [hidden]
-    gate_up: torch.Tensor  # [neurons / 16, hidden / 2, 32, 2]
-    down: torch.Tensor  # [panels, neurons / 2, 32, 2]
+    gate_up: PackedMatrix  # panels of 16 neurons
+    down: PackedMatrix
     neurons: int  # the width, padded to a multiple of 16
 
 
@@ -43,7 +57,7 @@ class PackedWeights:
     embedding: torch.Tensor | None  # [vocabulary, hidden], as in the checkpoint
     layers: tuple[PackedLayer, ...]
     norm: torch.Tensor  # [hidden]
-    head: torch.Tensor  # [panels, hidden / 2, 32, 2]
+    head: torch.Tensor  # [panels, hidden / 2, 32, 2] bfloat16
     size: WeightSize
 
 
@@ -57,14 +71,14 @@ class PanelMemory:
         self.library = library
         self._chunk = torch.empty(0, dtype=torch.bfloat16)
 
-    def take(self, panels: int, pairs: int) -> torch.Tensor:
-        """[panels, pairs, 32, 2] of zeros."""
-        count = panels * pairs * PANEL * 2
+    def take(self, panels: int, words: int) -> torch.Tensor:
+        """[panels, words, 32, 2] of zeros in bfloat16."""
+        count = panels * words * PANEL * 2
         if count > len(self._chunk):
             self._chunk = self._aligned(max(count, _CHUNK))
             self.library.advise_huge_pages(self._chunk.data_ptr(), self._chunk.nbytes)
         taken, self._chunk = self._chunk[:count], self._chunk[count:]
-        return taken.zero_().view(panels, pairs, PANEL, 2)
+        return taken.zero_().view(panels, words, PANEL, 2)
 
     @staticmethod
     def _aligned(count: int) -> torch.Tensor:
@@ -87,37 +101,48 @@ def pack_weights(library: KernelLibrary, reader: WeightReader) -> PackedWeights:
         head, embedding = embedding, None
     assert head is not None
     memory = PanelMemory(library)
-    packed_head = pack_matrix(memory, head)
+    packed_head = pack_matrix(memory, head).panels
     del head
     norm = reader.norm().float()
     layers = tuple(_pack_layer(memory, layer) for layer in reader.layers())
-    tensors = [packed_head, norm, *([] if embedding is None else [embedding])]
+    parts: list[torch.Tensor | PackedMatrix] = [
+        packed_head,
+        norm,
+        *([] if embedding is None else [embedding]),
+    ]
     for weights in layers:
-        tensors += [value for value in vars(weights).values() if isinstance(value, torch.Tensor)]
-    size = reader.size(sum(tensor.nbytes for tensor in tensors))
+        parts += [value for value in vars(weights).values() if isinstance(value, torch.Tensor | PackedMatrix)]
+    size = reader.size(sum(part.nbytes for part in parts))
     return PackedWeights(embedding, layers, norm, packed_head, size)
 
 
-def pack_matrix(memory: PanelMemory, weight: torch.Tensor, pad_inputs_to: int = 2) -> torch.Tensor:
-    """[outputs, inputs] bfloat16, of any strides → panels."""
-    outputs, inputs = weight.shape
-    pairs = _padded(inputs, pad_inputs_to) // 2
-    panels = memory.take(-(-outputs // PANEL), pairs)
-    _pack(memory.library, weight, PANEL, 0, panels)
-    return panels
+def pack_matrix(memory: PanelMemory, weight: Weight, pad_inputs_to: int = LANES) -> PackedMatrix:
+    """[outputs, inputs] in bfloat16 or quantized, of any strides → panels."""
+    numbers = _numbers(weight)
+    outputs, inputs = numbers.shape
+    panels = _take(memory, -(-outputs // PANEL), _padded(inputs, pad_inputs_to), numbers)
+    _pack(memory.library, numbers, PANEL, 0, panels)
+    if isinstance(weight, torch.Tensor):
+        return PackedMatrix(panels, None)
+    return PackedMatrix(panels, _padded_scales(weight, len(panels) * PANEL))
 
 
-def pack_gate_up(
-    memory: PanelMemory, gate: Callable[[], torch.Tensor], up: Callable[[], torch.Tensor]
-) -> torch.Tensor:
+def pack_gate_up(memory: PanelMemory, gate: Callable[[], Weight], up: Callable[[], Weight]) -> PackedMatrix:
     """Two matrices of [neurons, hidden], read one after the other → panels of 16 neurons of both."""
-    first = gate()
-    neurons, hidden = first.shape
-    panels = memory.take(-(-neurons // LANES), hidden // 2)
-    _pack(memory.library, first, LANES, 0, panels)
-    del first
-    _pack(memory.library, up(), LANES, LANES, panels)
-    return panels
+    panels = None
+    scales: list[torch.Tensor] = []  # [panels, 16] of gate and of up
+    for lane, read in ((0, gate), (LANES, up)):
+        weight = read()
+        numbers = _numbers(weight)
+        neurons, hidden = numbers.shape
+        if panels is None:
+            panels = _take(memory, -(-neurons // LANES), hidden, numbers)
+        _pack(memory.library, numbers, LANES, lane, panels)
+        if isinstance(weight, QuantizedMatrix):
+            scales.append(_padded_scales(weight, len(panels) * LANES).view(-1, LANES))
+        del weight, numbers
+    assert panels is not None
+    return PackedMatrix(panels, torch.cat(scales, dim=1).flatten() if scales else None)
 
 
 def _pack_layer(memory: PanelMemory, layer: LayerReader) -> PackedLayer:
@@ -131,19 +156,37 @@ def _pack_layer(memory: PanelMemory, layer: LayerReader) -> PackedLayer:
         output_bias=_float(layer.output_bias()),
         mlp_norm=layer.mlp_norm().float(),
         gate_up=pack_gate_up(memory, layer.gate, layer.up),
-        down=pack_matrix(memory, layer.down().T, pad_inputs_to=LANES),
+        down=pack_matrix(memory, layer.down()),
         neurons=_padded(layer.width, LANES),
     )
 
 
-def _pack(
-    library: KernelLibrary, weight: torch.Tensor, lanes: int, first_lane: int, panels: torch.Tensor
-) -> None:
+def _numbers(weight: Weight) -> torch.Tensor:
+    """What panels hold of a matrix: bfloat16, or integers plus 128, unsigned as instructions want them."""
+    if isinstance(weight, QuantizedMatrix):
+        return weight.values.view(torch.uint8) ^ 128
     assert weight.dtype == torch.bfloat16
+    return weight
+
+
+def _padded_scales(weight: QuantizedMatrix, count: int) -> torch.Tensor:
+    return F.pad(weight.scales, (0, count - len(weight.scales)))
+
+
+def _take(memory: PanelMemory, panels: int, inputs: int, numbers: torch.Tensor) -> torch.Tensor:
+    """Panels of so many inputs, each as large as `numbers` are."""
+    in_word = 4 // numbers.itemsize
+    return memory.take(panels, inputs // in_word).view(numbers.dtype).view(panels, -1, PANEL, in_word)
+
+
+def _pack(
+    library: KernelLibrary, numbers: torch.Tensor, lanes: int, first_lane: int, panels: torch.Tensor
+) -> None:
     library.pack(
-        weight.data_ptr(),
-        *weight.shape,
-        *weight.stride(),
+        numbers.data_ptr(),
+        numbers.itemsize,
+        *numbers.shape,
+        *numbers.stride(),
         lanes,
         first_lane,
         panels.shape[1],

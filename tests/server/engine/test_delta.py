@@ -15,11 +15,12 @@ from server.engine.delta import TorchDelta, stacked
 from server.engine.engine import Engine
 from server.engine.kernels.delta import pack_delta
 from server.engine.kernels.library import BatchStruct
+from server.engine.quantization import Weight, of_outputs
 from server.engine.request import Request
 from server.engine.variant import Variant
 from tests.deltas import random_delta
 from tests.server.engine.support import GREEDY, Loaded, generate, logit_gap, prompt
-from tests.server.engine.test_kernels import Case, assert_close, compiled, rounded, rows
+from tests.server.engine.test_kernels import Case, assert_close, compiled, of_inputs, product, rows
 from tests.server.engine.test_laws import MIDDLE, NARROW, TIE
 
 
@@ -116,13 +117,14 @@ def test_stacked_products_stand_one_above_the_other() -> None:
 
 
 @compiled
+@pytest.mark.parametrize("quantized", [False, True], ids=["bfloat16", "int8"])
 @pytest.mark.parametrize("threads", [1, 3])
 @pytest.mark.parametrize(
     "projections", [("down_proj",), ("gate_proj",), ("gate_proj", "up_proj", "down_proj")]
 )
-def test_compiled_mlp(load, projections: Sequence[Projection], threads: int) -> None:
+def test_compiled_mlp(load, projections: Sequence[Projection], threads: int, quantized: bool) -> None:
     """Groups of rows of every size, with and without a delta, beside each other and of several widths."""
-    case = Case(64, neurons=192)
+    case = Case(64, neurons=192, quantized=quantized)
     loaded = load("qwen2")
 
     def made(width: int, rank: int) -> Delta:
@@ -154,18 +156,17 @@ def test_compiled_mlp(load, projections: Sequence[Projection], threads: int) -> 
         groups, found, x.split([c for _, c, _ in groups]), strict=True
     ):
         assert count == len(part)
-        assert_close(part, reference_mlp(case, inputs, width, delta))
+        assert_close(part, reference_mlp(case, inputs, width, delta), case.tolerance)
 
 
 def reference_mlp(case: Case, x: torch.Tensor, width: int, delta: Delta | None) -> torch.Tensor:
     maps = delta.layers[0] if delta else {}
 
-    def linear(x: torch.Tensor, weight: torch.Tensor, name: Projection) -> torch.Tensor:
-        y = F.linear(x, weight.float())
-        if name in maps:
-            y = y + F.linear(rounded(F.linear(x, maps[name].a.float())), maps[name].b.float())
-        return y
+    def corrected(x: torch.Tensor, weight: Weight, name: Projection) -> torch.Tensor:
+        y = product(x, weight)
+        return y + product(product(x, maps[name].a), maps[name].b) if name in maps else y
 
-    x = rounded(case.normed(x))
-    gate, up = linear(x, case.gate[:width], "gate_proj"), linear(x, case.up[:width], "up_proj")
-    return linear(rounded(F.silu(gate) * up), case.down[:, :width], "down_proj")
+    x = case.normed(x)
+    gate = corrected(x, of_outputs(case.gate, 0, width), "gate_proj")
+    up = corrected(x, of_outputs(case.up, 0, width), "up_proj")
+    return corrected(F.silu(gate) * up, of_inputs(case.down, width), "down_proj")

@@ -31,7 +31,7 @@ def test_mixed_widths_are_the_single_widths(groups: list[tuple[int, int]]) -> No
     groups.sort(reverse=True)
     generator = torch.Generator().manual_seed(0)
     gate, up, down = torch.randn(3, 40, 16, generator=generator, dtype=torch.float64)
-    mlp = NestedMLP(gate, up, down, F.silu)
+    mlp = NestedMLP(gate, up, down.T, F.silu)
     ends = [sum(count for _, count in groups[: i + 1]) for i in range(len(groups))]
     x = torch.randn(ends[-1], 16, generator=generator, dtype=torch.float64)
     y = mlp(x, neuron_blocks([width for width, _ in groups], ends))

@@ -105,7 +105,7 @@ inline void attend_chunks(const Model& model, const Layer& layer, const Batch& b
     const int token = first + (tile.first_row + i) / group;
     const int head = tile.kv_head * group + (tile.first_row + i) % group;
     const Bfloat16* query = qkv + static_cast<size_t>(token) * model.qkv_columns() + head * model.head_dim;
-    const int together = matrix ? kBlockPairs : 1;
+    const int together = matrix ? kBlockWords : 1;
     for (int p = 0; p < model.head_dim / 2; p += together)
       std::memcpy(queries + p * rows + i * together, query + 2 * p, together * sizeof(Pair));
     positions[i] = batch.positions[token];

@@ -183,15 +183,15 @@ inline void attend_chunk_matrix(const Model& model, Chunk& chunk, const Chunk& n
   alignas(64) Pair weights[kMatrixRows * kChunk / 2];  // [keys / 16][rows][8]
 
   const long key_stride = model.block_size * sizeof(Pair);
-  shape_registers(rows, kBlockPairs);
+  shape_registers(rows, kBlockWords);
   for (int s = 0; s < chunk.count; s += 2) {
     const Segment& left = segments[s];
     const Segment& right = segments[s + 1 < chunk.count ? s + 1 : s];
     clear_sums();
-    for (int p = 0; p < model.head_dim / 2; p += kBlockPairs) {
-      add_product(queries + p * rows, kBlockPairs, both, left.keys + p * model.block_size,
+    for (int p = 0; p < model.head_dim / 2; p += kBlockWords) {
+      add_product(queries + p * rows, kBlockWords, both, left.keys + p * model.block_size,
                   right.keys + p * model.block_size, key_stride);
-      for (int line = 2 * p / kBlockPairs * kLanes; line < 2 * (p / kBlockPairs + 1) * kLanes; ++line) {
+      for (int line = 2 * p / kBlockWords * kLanes; line < 2 * (p / kBlockWords + 1) * kLanes; ++line) {
         _mm_prefetch(left.values + line * kLanes, _MM_HINT_T1);
         _mm_prefetch(right.values + line * kLanes, _MM_HINT_T1);
       }

@@ -15,6 +15,7 @@ struct Scratch {
   PackedRows attended;    // [tokens] of heads * head_dim / 2
   PackedRows neurons;     // [tokens] of as many neurons as any layer holds / 2
   PackedRows inner;       // [tokens] of the largest rank of a delta / 2
+  Factor quantized;       // [tokens] of any of the above, where a matrix is in 8 bits
   Bfloat16* qkv;          // [tokens][(heads + 2 kv_heads) head_dim]
   Partial* partials;      // [threads][2]
   float* sums;            // [threads][Pieces::kMostTogether][tokens][32]
@@ -28,6 +29,9 @@ struct Scratch {
     attended = rows(model.heads * model.head_dim);
     neurons = rows(neurons_held);
     inner = rows(2 * rank_pairs);
+    quantized.rows = rows(std::max({model.hidden, model.heads * model.head_dim, neurons_held}) / 2);
+    quantized.scales = memory.take<float>(tokens);
+    quantized.offsets = memory.take<int32_t>(tokens);
     qkv = memory.take<Bfloat16>(static_cast<size_t>(tokens) * model.qkv_columns());
     thread_sums = static_cast<size_t>(tokens) * Pieces::kMostTogether * kPanel;
     sums = memory.take<float>(threads * thread_sums);
@@ -42,11 +46,11 @@ struct Scratch {
 
 // What the batch's deltas add to a linear map of layer `index`; computes `inner`, which is ready when this returns.
 inline MapDeltas deltas_of(const Team& team, const Batch& batch, int index, LowRank LayerDelta::*map,
-                           const PackedRows& rows, int row_pairs, const RowTiles& tiles, bool prefix,
-                           const Scratch& scratch, float* sums) {
+                           const PackedRows& rows, const RowTiles& tiles, bool prefix, const Scratch& scratch,
+                           float* sums) {
   const MapDeltas deltas{&batch, index, map, scratch.inner};
   if (deltas.any()) {
-    multiply_inner(team, deltas, rows, row_pairs, tiles, prefix, sums);
+    multiply_inner(team, deltas, rows, tiles, prefix, sums);
     team.barrier();
   }
   return deltas;
@@ -57,12 +61,11 @@ inline MapDeltas deltas_of(const Team& team, const Batch& batch, int index, LowR
 inline void queries_and_cache(const Team& team, const Model& model, const Layer& layer, const Batch& batch, int index,
                               const RowTiles& tiles, const Scratch& scratch) {
   float* sums = scratch.sums_of(team);
-  const int hidden_pairs = model.hidden / 2;
   rms_norm(team, batch.residual, layer.input_norm, model.hidden, model.eps, tiles, scratch.normed);
   team.barrier();
-  const MapDeltas to_qkv = deltas_of(team, batch, index, &LayerDelta::qkv, scratch.normed, hidden_pairs, tiles, false,
-                                     scratch, sums);
-  multiply_panels(team, layer.qkv, hidden_pairs, scratch.normed, tiles, false,
+  const Factor x = factor_for(team, layer.qkv, scratch.normed, tiles, false, scratch.quantized);
+  const MapDeltas to_qkv = deltas_of(team, batch, index, &LayerDelta::qkv, scratch.normed, tiles, false, scratch, sums);
+  multiply_panels(team, layer.qkv, x, tiles, false,
                   Destination{scratch.qkv, model.qkv_columns(), Output::kBfloat16, layer.qkv_bias}, sums, to_qkv);
   team.barrier();
   rotate_and_cache(team, model, layer, batch, scratch.qkv);
@@ -73,7 +76,6 @@ inline void queries_and_cache(const Team& team, const Model& model, const Layer&
 inline void attend_and_project(const Team& team, const Model& model, const Layer& layer, const Batch& batch, int index,
                                const RowTiles& tiles, const Scratch& scratch) {
   float* sums = scratch.sums_of(team);
-  const int attended_pairs = model.heads * model.head_dim / 2;
   attend(team, model, layer, batch, scratch.qkv, tiles, scratch.attended, scratch.partials);
   team.barrier();
   if (team.count > 1) {
@@ -81,9 +83,10 @@ inline void attend_and_project(const Team& team, const Model& model, const Layer
       merge_attention(model, layer, batch, tiles, scratch.attended, scratch.partials, team.count);
     team.barrier();
   }
-  const MapDeltas to_output = deltas_of(team, batch, index, &LayerDelta::output, scratch.attended, attended_pairs,
-                                        tiles, false, scratch, sums);
-  multiply_panels(team, layer.output, attended_pairs, scratch.attended, tiles, false,
+  const Factor x = factor_for(team, layer.output, scratch.attended, tiles, false, scratch.quantized);
+  const MapDeltas to_output =
+      deltas_of(team, batch, index, &LayerDelta::output, scratch.attended, tiles, false, scratch, sums);
+  multiply_panels(team, layer.output, x, tiles, false,
                   Destination{batch.residual, model.hidden, Output::kAddFloat32, layer.output_bias}, sums, to_output);
   team.barrier();
 }
@@ -96,13 +99,14 @@ inline void mlp_block(const Team& team, const Model& model, const Layer& layer, 
   rms_norm(team, batch.residual, layer.mlp_norm, model.hidden, model.eps, tiles, scratch.normed);
   team.barrier();
   const PackedRows neurons{scratch.neurons.data, layer.neurons / 2};
-  const MapDeltas to_neurons = deltas_of(team, batch, index, &LayerDelta::gate_up, scratch.normed, model.hidden / 2,
-                                         tiles, false, scratch, sums);
-  gate_up(team, layer.gate_up, scratch.normed, tiles, widths, neurons, sums, to_neurons);
+  const Factor x = factor_for(team, layer.gate_up, scratch.normed, tiles, false, scratch.quantized);
+  const MapDeltas to_neurons =
+      deltas_of(team, batch, index, &LayerDelta::gate_up, scratch.normed, tiles, false, scratch, sums);
+  gate_up(team, layer.gate_up, x, tiles, widths, neurons, sums, to_neurons);
   team.barrier();
-  const MapDeltas to_down =
-      deltas_of(team, batch, index, &LayerDelta::down, neurons, layer.neurons / 2, tiles, true, scratch, sums);
-  multiply_panels(team, layer.down, layer.neurons / 2, neurons, tiles, true,
+  const Factor h = factor_for(team, layer.down, neurons, tiles, true, scratch.quantized);
+  const MapDeltas to_down = deltas_of(team, batch, index, &LayerDelta::down, neurons, tiles, true, scratch, sums);
+  multiply_panels(team, layer.down, h, tiles, true,
                   Destination{batch.residual, model.hidden, Output::kAddFloat32, nullptr}, sums, to_down);
   team.barrier();
 }

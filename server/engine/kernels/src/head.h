@@ -62,8 +62,8 @@ inline void multiply_head(const Model& model, const float* hidden, int count, co
     const Team team = Team::current(meeting);
     rms_norm(team, hidden, norm, model.hidden, model.eps, tiles, scratch.normed);
     team.barrier();
-    multiply_panels(team, head, model.hidden / 2, scratch.normed, tiles, false, destination(team),
-                    scratch.sums_of(team));
+    multiply_panels(team, Matrix{head, nullptr}, Factor{scratch.normed, nullptr, nullptr}, tiles, false,
+                    destination(team), scratch.sums_of(team));
   }
 }
 

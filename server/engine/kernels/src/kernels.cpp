@@ -15,7 +15,7 @@ SECATEUR_EXPORT int secateur_supported() {
   __builtin_cpu_init();
   return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
          __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
-         __builtin_cpu_supports("avx512bf16");
+         __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512bf16");
 }
 
 // Whether there is a matrix unit to multiply with (Model::matrix); asks the system for it.
@@ -27,21 +27,30 @@ SECATEUR_EXPORT int64_t secateur_struct_bytes(int index) {
   return bytes[index];
 }
 
-// Packs a bfloat16 matrix into panels, or, with `lanes` 16, into one half of each panel (`first_lane` 0 or 16).
+// Packs a matrix of numbers of 1 or 2 bytes into panels, or, with `lanes` 16, into one half of each panel (`first_lane`
+// 0 or 16).
 //
-// source: output n, input k at n * output_stride + k * input_stride.
-// panels: [ceil(outputs / lanes)][pairs][32], zeros already.
-SECATEUR_EXPORT void secateur_pack(const Bfloat16* source, int64_t outputs, int64_t inputs, int64_t output_stride,
-                                   int64_t input_stride, int lanes, int first_lane, int64_t pairs,
-                                   Bfloat16* panels, int threads) {
+// source: output n, input k at number n * output_stride + k * input_stride.
+// panels: [ceil(outputs / lanes)][words][32], zeros already.
+SECATEUR_EXPORT void secateur_pack(const void* source, int bytes, int64_t outputs, int64_t inputs,
+                                   int64_t output_stride, int64_t input_stride, int lanes, int first_lane,
+                                   int64_t words, Word* panels, int threads) {
+  const auto pack = [&](auto number) {
+    using Number = decltype(number);
+    constexpr int kInWord = sizeof(Word) / sizeof(Number);
 #pragma omp parallel for num_threads(threads) schedule(static)
-  for (int64_t panel = 0; panel < (outputs + lanes - 1) / lanes; ++panel) {
-    for (int64_t lane = 0; lane < std::min<int64_t>(lanes, outputs - panel * lanes); ++lane) {
-      const Bfloat16* from = source + (panel * lanes + lane) * output_stride;
-      Bfloat16* to = panels + (panel * pairs * kPanel + first_lane + lane) * 2;
-      for (int64_t k = 0; k < inputs; ++k) to[k / 2 * kPanel * 2 + k % 2] = from[k * input_stride];
+    for (int64_t panel = 0; panel < (outputs + lanes - 1) / lanes; ++panel) {
+      for (int64_t lane = 0; lane < std::min<int64_t>(lanes, outputs - panel * lanes); ++lane) {
+        const Number* from = static_cast<const Number*>(source) + (panel * lanes + lane) * output_stride;
+        Number* to = reinterpret_cast<Number*>(panels + panel * words * kPanel + first_lane + lane);
+        for (int64_t k = 0; k < inputs; ++k) to[k / kInWord * kPanel * kInWord + k % kInWord] = from[k * input_stride];
+      }
     }
-  }
+  };
+  if (bytes == 1)
+    pack(uint8_t{});
+  else
+    pack(Bfloat16{});
 }
 
 // Asks for huge pages where they lie whole within these bytes: a step reads all weights from end to end.

@@ -1,12 +1,11 @@
 // Packed rows times packed panels: y = x W^T (+ bias), float32 sums.
 //
-// A packed matrix of N outputs over K inputs is [ceil(N / 32)][pairs][32], pairs >= K / 2: a panel of 32 outputs
-// is read straight through, once, whatever the number of rows. Missing outputs and inputs are zeros.
+// A packed matrix of N outputs over K inputs is [ceil(N / 32)][words][32], of pairs or quads of inputs: a panel of 32
+// outputs is read straight through, once, whatever the number of rows. Missing outputs and inputs are zeros.
 
 #pragma once
 
-#include "model.h"
-#include "tiles.h"
+#include "quantize.h"
 
 namespace secateur {
 
@@ -36,41 +35,49 @@ struct Destination {
 };
 
 // Adds a piece of the summed dimension to `sums` [R][32].
-template <int R>
+template <int R, class Format>
 struct AddPiece {
-  static void run(const Pair* panel, const Pair* rows, int pairs, float* sums, bool first, Prefetch prefetch,
+  static void run(const Word* panel, const Word* rows, int words, float* sums, bool first, Prefetch prefetch,
                   bool alone) {
-    __m512 s[R][2];
+    typename Format::Sums s[R][2];
     if (first) {
-      set_zero(s);
+      set_zero<R, Format>(s);
     } else {
       SECATEUR_UNROLL
       for (int i = 0; i < R; ++i) {
-        s[i][0] = _mm512_load_ps(sums + i * kPanel);
-        s[i][1] = _mm512_load_ps(sums + i * kPanel + kLanes);
+        s[i][0] = Format::load(sums + i * kPanel);
+        s[i][1] = Format::load(sums + i * kPanel + kLanes);
       }
     }
     if (alone)
-      multiply_add<R, 2>(panel, panel + kLanes, kPanel, rows, pairs, s, prefetch);
+      multiply_add<R, 2, Format>(panel, panel + kLanes, kPanel, rows, words, s, prefetch);
     else
-      multiply_add<R, 1>(panel, panel + kLanes, kPanel, rows, pairs, s, prefetch);
+      multiply_add<R, 1, Format>(panel, panel + kLanes, kPanel, rows, words, s, prefetch);
     SECATEUR_UNROLL
     for (int i = 0; i < R; ++i) {
-      _mm512_store_ps(sums + i * kPanel, s[i][0]);
-      _mm512_store_ps(sums + i * kPanel + kLanes, s[i][1]);
+      Format::store(sums + i * kPanel, s[i][0]);
+      Format::store(sums + i * kPanel + kLanes, s[i][1]);
     }
   }
 };
 
-// The same on whichever unit a tile is for. A whole tile fetches two lines a pair where it is `alone` with its weights.
-inline void add_piece(const RowTile& tile, const Pair* panel, const Pair* rows, int pairs, float* sums, bool first,
+template <int R>
+using AddPairs = AddPiece<R, Pairs>;
+template <int R>
+using AddQuads = AddPiece<R, Quads>;
+
+// The same on whichever unit a tile is for. A whole tile fetches two lines a word where it is `alone` with its weights.
+template <class Format = Pairs>
+inline void add_piece(const RowTile& tile, const Word* panel, const Word* rows, int words, float* sums, bool first,
                       Prefetch prefetch, bool alone) {
-  if (!tile.matrix)
-    for_rows<AddPiece>(tile.rows)(panel, rows, pairs, sums, first, prefetch, alone);
-  else if (alone)
-    multiply_add_matrix<2>(panel, rows, tile.rows, pairs, sums, first, prefetch);
+  if (tile.matrix && alone)
+    multiply_add_matrix<2, Format>(panel, rows, tile.rows, words, sums, first, prefetch);
+  else if (tile.matrix)
+    multiply_add_matrix<1, Format>(panel, rows, tile.rows, words, sums, first, prefetch);
+  else if constexpr (std::is_same_v<Format, Pairs>)
+    for_rows<AddPairs>(tile.rows)(panel, rows, words, sums, first, prefetch, alone);
   else
-    multiply_add_matrix<1>(panel, rows, tile.rows, pairs, sums, first, prefetch);
+    for_rows<AddQuads>(tile.rows)(panel, rows, words, sums, first, prefetch, alone);
 }
 
 constexpr long kPrefetchBytes = 8192;  // ahead of the multiplication, where memory is what it waits for
@@ -106,10 +113,10 @@ struct MapDeltas {
 
 // First half of the deltas: inner = A x, for the tiles that have one. A thread has some of all their panels.
 //
-// row_pairs: of `rows` that are summed over; a tile's first 8 * blocks where `prefix`.
+// prefix: a tile sums over its first 8 * blocks pairs, else over all.
 // sums: this thread's, [rows][32].
-inline void multiply_inner(const Team& team, const MapDeltas& deltas, const PackedRows& rows, int row_pairs,
-                           const RowTiles& tiles, bool prefix, float* sums) {
+inline void multiply_inner(const Team& team, const MapDeltas& deltas, const PackedRows& rows, const RowTiles& tiles,
+                           bool prefix, float* sums) {
   long panels = 0;
   for (const RowTile& tile : tiles)
     if (const LowRank* delta = deltas.of(tile)) panels += delta->pairs / kLanes;
@@ -117,7 +124,7 @@ inline void multiply_inner(const Team& team, const MapDeltas& deltas, const Pack
   for (const RowTile& tile : tiles) {
     const LowRank* delta = deltas.of(tile);
     if (!delta) continue;
-    const int pairs = prefix ? tile.blocks * 8 : row_pairs;
+    const int pairs = prefix ? tile.blocks * 8 : rows.words;
     const int own = static_cast<int>(delta->pairs / kLanes);
     const int begin = std::max<int>(0, team.begin(panels) - before), end = std::min<int>(own, team.end(panels) - before);
     for (int panel = begin; panel < end; ++panel) {
@@ -132,10 +139,10 @@ inline void multiply_inner(const Team& team, const MapDeltas& deltas, const Pack
   }
 }
 
-// How the team goes through panels: so many `together`, of each `pairs` pairs for all tiles before the next.
+// How the team goes through panels: so many `together`, of each `words` words for all tiles before the next.
 struct Pieces {
   int together;
-  int pairs;
+  int words;
 
   static constexpr int kMostTogether = 8;
 
@@ -143,12 +150,12 @@ struct Pieces {
   // multiplied. The matrix unit is fed from the second one, by rows as well; when those are too many, several panels
   // use a piece of them.
   static Pieces of(const RowTiles& tiles, int longest) {
-    constexpr int kVectorPairs = 256, kMatrixPairs = 1024, kRowPairs = 1 << 18;  // 32 KB, 128 KB, 1 MB
+    constexpr int kVectorWords = 256, kMatrixWords = 1024, kRowWords = 1 << 18;  // 32 KB, 128 KB, 1 MB
     if (tiles.size() == 1) return {1, longest};
-    if (!tiles.front().matrix) return {1, equal(longest, kVectorPairs)};
+    if (!tiles.front().matrix) return {1, equal(longest, kVectorWords)};
     const int rows = tiles.back().first + tiles.back().rows;
-    if (static_cast<long>(rows) * longest <= kRowPairs) return {1, equal(longest, kMatrixPairs)};
-    return {kMostTogether, equal(longest, std::max(kVectorPairs, kRowPairs / rows))};
+    if (static_cast<long>(rows) * longest <= kRowWords) return {1, equal(longest, kMatrixWords)};
+    return {kMostTogether, equal(longest, std::max(kVectorWords, kRowWords / rows))};
   }
 
  private:
@@ -159,32 +166,52 @@ struct Pieces {
   }
 };
 
-// The first `active` tiles times panels [first, end), deltas included: `sums` [panels][rows][32].
+// Adds the tiles' product with panels [first, end) to `sums` [panels][rows][32], which hold what the format sums in.
 //
-// weights: all panels, [panels][weight_pairs][32]. depth(tile): how many pairs a tile sums over, never growing along
-// the tiles.
-template <class Depth>
-inline void multiply_some(const Pair* weights, int weight_pairs, int first, int end, const PackedRows& rows,
-                          const RowTiles& tiles, int active, Depth depth, const Pieces& pieces,
-                          const MapDeltas& deltas, float* sums) {
-  const size_t panel_pairs = static_cast<size_t>(weight_pairs) * kPanel;
+// depth(tile): how many words a tile sums over, never growing along the tiles.
+template <class Format, class Depth>
+inline void add_panels(const Word* panels, int first, int end, const PackedRows& rows, const RowTiles& tiles,
+                       int active, Depth depth, const Pieces& pieces, float* sums) {
+  const size_t panel_words = static_cast<size_t>(rows.words) * kPanel;
   const size_t panel_sums = static_cast<size_t>(tiles.back().first + tiles.back().rows) * kPanel;
   const int longest = depth(tiles.front());
-  const int piece = active == 1 ? longest : pieces.pairs;
+  const int piece = active == 1 ? longest : pieces.words;
   int reached = active;  // tiles that sum over any of the piece
   for (int begin = 0; begin < longest; begin += piece) {
     const int size = std::min(piece, longest - begin);
     while (depth(tiles[reached - 1]) <= begin) --reached;
     for (int panel = first; panel < end; ++panel) {
-      const Pair* from = weights + panel * panel_pairs + static_cast<size_t>(begin) * kPanel;
-      const Pair* next = panel + 1 < end ? from + panel_pairs : from - (end - 1 - first) * panel_pairs + size * kPanel;
+      const Word* from = panels + panel * panel_words + static_cast<size_t>(begin) * kPanel;
+      const Word* next = panel + 1 < end ? from + panel_words : from - (end - 1 - first) * panel_words + size * kPanel;
       for (int t = 0; t < reached; ++t) {
         const RowTile& tile = tiles[t];
-        add_piece(tile, from, rows.tile(tile, begin), std::min(size, depth(tile) - begin),
-                  sums + (panel - first) * panel_sums + tile.first * kPanel, begin == 0,
-                  prefetch_for(from, next, static_cast<long>(size) * kPanel * sizeof(Pair), t, reached), reached == 1);
+        add_piece<Format>(tile, from, rows.tile(tile, begin), std::min(size, depth(tile) - begin),
+                          sums + (panel - first) * panel_sums + tile.first * kPanel, begin == 0,
+                          prefetch_for(from, next, static_cast<long>(size) * kPanel * sizeof(Word), t, reached),
+                          reached == 1);
       }
     }
+  }
+}
+
+// The first `active` tiles times panels [first, end), deltas included: `sums` [panels][rows][32] in float32.
+//
+// x: in the matrix's format. depth: as above.
+template <class Depth>
+inline void multiply_some(const Matrix& matrix, int first, int end, const Factor& x, const RowTiles& tiles, int active,
+                          Depth depth, const Pieces& pieces, const MapDeltas& deltas, float* sums) {
+  const size_t panel_sums = static_cast<size_t>(tiles.back().first + tiles.back().rows) * kPanel;
+  if (!matrix.scales) {
+    add_panels<Pairs>(matrix.panels, first, end, x.rows, tiles, active, depth, pieces, sums);
+  } else {
+    add_panels<Quads>(matrix.panels, first, end, x.rows, tiles, active, depth, pieces, sums);
+    const int count = tiles[active - 1].first + tiles[active - 1].rows;
+    for (int panel = first; panel < end; ++panel)
+      for (int row = 0; row < count; ++row)
+        for (int half = 0; half < kPanel; half += kLanes) {
+          float* sum = sums + (panel - first) * panel_sums + row * kPanel + half;
+          _mm512_store_ps(sum, x.to_float(row, _mm512_load_si512(sum), matrix.scales + panel * kPanel + half));
+        }
   }
   if (!deltas.any()) return;
   for (int t = 0; t < active; ++t) {
@@ -199,17 +226,17 @@ inline void multiply_some(const Pair* weights, int weight_pairs, int first, int 
   }
 }
 
-// The team multiplies `rows` with all panels of `weights`.
+// The team multiplies rows with all panels of `matrix`.
 //
-// weights: [panels][weight_pairs][32]. A tile sums over its first 8 * blocks pairs where `prefix`, else over all.
+// x: in the matrix's format. A tile sums over the words of its first 16 * blocks inputs where
+// `prefix`, else over all.
 // to: takes 16 outputs of a row at a time, and says how many `columns` there are (Destination).
 // sums: this thread's, [Pieces::kMostTogether][rows][32].
 // deltas: with `inner` computed.
 template <class To>
-inline void multiply_panels(const Team& team, const Pair* weights, int weight_pairs, const PackedRows& rows,
-                            const RowTiles& tiles, bool prefix, const To& to, float* sums,
-                            const MapDeltas& deltas = {}) {
-  const auto depth = [&](const RowTile& tile) { return prefix ? tile.blocks * 8 : weight_pairs; };
+inline void multiply_panels(const Team& team, const Matrix& matrix, const Factor& x, const RowTiles& tiles, bool prefix,
+                            const To& to, float* sums, const MapDeltas& deltas = {}) {
+  const auto depth = [&](const RowTile& tile) { return prefix ? tile.blocks * x.block_words() : x.rows.words; };
   const Pieces pieces = Pieces::of(tiles, depth(tiles.front()));
   const int panels = (to.columns + kPanel - 1) / kPanel;
   const int count = tiles.back().first + tiles.back().rows;
@@ -219,8 +246,7 @@ inline void multiply_panels(const Team& team, const Pair* weights, int weight_pa
   const auto begin_of = [&](int group) { return static_cast<int>(static_cast<long>(panels) * group / groups); };
   team.share_evenly(groups, [&](int group) {
     const int first = begin_of(group), end = begin_of(group + 1);
-    multiply_some(weights, weight_pairs, first, end, rows, tiles, static_cast<int>(tiles.size()), depth, pieces, deltas,
-                  sums);
+    multiply_some(matrix, first, end, x, tiles, static_cast<int>(tiles.size()), depth, pieces, deltas, sums);
     for (int panel = first; panel < end; ++panel)
       for (int row = 0; row < count; ++row)
         for (int half = 0; half < 2; ++half)

@@ -29,18 +29,25 @@ struct Model {
   }
 };
 
-// Matrices are packed (linear.h, nested_mlp.h). Norms and biases are float32; null where the family has none.
+// A packed matrix (linear.h, nested_mlp.h): bfloat16, or integers plus 128 (quantize.h) that are worth the output's
+// scale each.
+struct Matrix {
+  const Word* panels;
+  const float* scales;  // as many as whole panels have outputs; null for bfloat16
+};
+
+// Norms and biases are float32; null where the family has none.
 struct Layer {
   const float* input_norm;
-  const Pair* qkv;
+  Matrix qkv;
   const float* qkv_bias;
   const float* q_norm;
   const float* k_norm;
-  const Pair* output;
+  Matrix output;
   const float* output_bias;
   const float* mlp_norm;
-  const Pair* gate_up;
-  const Pair* down;
+  Matrix gate_up;
+  Matrix down;
   Pair* keys;
   Pair* values;
   int32_t neurons;  // held, a multiple of 16

@@ -1,7 +1,7 @@
 // The gated MLP whose neurons stand in ranking order: y += (silu(x Wg^T) * (x Wu^T)) Wd^T over a prefix of the
 // neurons, chosen per row. Rows come widest first, so a block of neurons multiplies the first few tiles only.
 //
-// gate and up are packed together, [neurons / 16][hidden / 2][gate 16 | up 16], and Wd as any linear map from
+// gate and up are packed together, [neurons / 16][words of hidden][gate 16 | up 16], and Wd as any linear map from
 // neurons to hidden: a prefix of the neurons is a contiguous piece of every panel.
 
 #pragma once
@@ -33,18 +33,18 @@ inline std::vector<int> cut_blocks(int threads, const RowTiles& tiles) {
   return begins;
 }
 
-// First half. `x`: packed rows of hidden / 2 pairs; `neurons`: packed rows of as many pairs as neurons are held / 2,
+// First half. `x`: of hidden inputs, in the format of `matrix`; `neurons`: packed rows of as many pairs as neurons are held / 2,
 // zero from a row's width to its tile's; `sums`: this thread's, [rows][32]; `deltas`: with `inner` computed.
-inline void gate_up(const Team& team, const Pair* weights, const PackedRows& x, const RowTiles& tiles,
+inline void gate_up(const Team& team, const Matrix& matrix, const Factor& x, const RowTiles& tiles,
                     const int32_t* widths, const PackedRows& neurons, float* sums, const MapDeltas& deltas) {
   const std::vector<int> begins = cut_blocks(team.count, tiles);
-  const auto depth = [&](const RowTile&) { return x.pairs; };
-  const Pieces pieces{1, Pieces::of(tiles, x.pairs).pairs};
+  const auto depth = [&](const RowTile&) { return x.rows.words; };
+  const Pieces pieces{1, Pieces::of(tiles, x.rows.words).words};
   team.share([&](int thread) { return begins[thread]; }, [&](int block) {
     const int active = static_cast<int>(
         std::partition_point(tiles.begin(), tiles.end(), [&](const RowTile& t) { return t.blocks > block; }) -
         tiles.begin());
-    multiply_some(weights, x.pairs, block, block + 1, x, tiles, active, depth, pieces, deltas, sums);
+    multiply_some(matrix, block, block + 1, x, tiles, active, depth, pieces, deltas, sums);
     for (int t = 0; t < active; ++t) {
       for (int row = 0; row < tiles[t].rows; ++row) {
         const int token = tiles[t].first + row;

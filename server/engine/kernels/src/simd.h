@@ -1,7 +1,8 @@
-// Registers of 16 float32 or 16 pairs of bfloat16, and the one loop that all matrix products here come down to.
+// Registers of 16 words, and the one loop that all matrix products here come down to.
 //
-// A pair is two bfloat16 values that are neighbours along the summed dimension, the first in the lower half:
-// `vdpbf16ps` multiplies 16 pairs with 16 pairs and adds both products to 16 float32 sums.
+// A word is what 32 bits hold of the summed dimension, the first number in the lowest bits: a pair of bfloat16, or a
+// quad of 8-bit integers. One instruction multiplies 16 words with 16 words, number by number, and adds the products
+// of each word to one of 16 sums.
 
 #pragma once
 
@@ -11,7 +12,9 @@
 
 namespace secateur {
 
-using Pair = uint32_t;
+using Word = uint32_t;
+using Pair = Word;
+using Quad = Word;
 using Bfloat16 = uint16_t;
 
 constexpr int kLanes = 16;
@@ -73,27 +76,50 @@ struct Prefetch {
   long advance;
 };
 
-// sums[r] += sum over p of (left[p], right[p]) * rows[p][r]
+// Words that are pairs of bfloat16; sums are float32.
+struct Pairs {
+  using Sums = __m512;
+  static SECATEUR_INLINE Sums zero() { return _mm512_setzero_ps(); }
+  static SECATEUR_INLINE Sums load(const float* sums) { return _mm512_load_ps(sums); }
+  static SECATEUR_INLINE void store(float* to, Sums sums) { _mm512_store_ps(to, sums); }
+  static SECATEUR_INLINE Sums multiply_add(Sums sums, __m512i weights, __m512i rows) {
+    return _mm512_dpbf16_ps(sums, reinterpret_cast<__m512bh>(weights), reinterpret_cast<__m512bh>(rows));
+  }
+};
+
+// Words that are quads of integers, unsigned ones in weights and signed ones in rows; sums are int32, kept in memory
+// where float32 would be.
+struct Quads {
+  using Sums = __m512i;
+  static SECATEUR_INLINE Sums zero() { return _mm512_setzero_si512(); }
+  static SECATEUR_INLINE Sums load(const float* sums) { return _mm512_load_si512(sums); }
+  static SECATEUR_INLINE void store(float* to, Sums sums) { _mm512_store_si512(to, sums); }
+  static SECATEUR_INLINE Sums multiply_add(Sums sums, __m512i weights, __m512i rows) {
+    return _mm512_dpbusd_epi32(sums, weights, rows);
+  }
+};
+
+// sums[r] += sum over w of (left[w], right[w]) * rows[w][r]
 //
-// left, right: 16 outputs each, [pairs][16], the next pair `step` pairs further on.
-// rows: [pairs][R], one pair a row.
+// left, right: 16 outputs each, [words][16], the next word `step` words further on.
+// rows: [words][R], one word a row.
 // Lines: how many of the lines in `prefetch` are fetched, 1 or 2.
-template <int R, int Lines>
-SECATEUR_INLINE void multiply_add(const Pair* left, const Pair* right, long step, const Pair* rows, int pairs,
-                                  __m512 (&sums)[R][2], Prefetch prefetch) {
+template <int R, int Lines, class Format = Pairs>
+SECATEUR_INLINE void multiply_add(const Word* left, const Word* right, long step, const Word* rows, int words,
+                                  typename Format::Sums (&sums)[R][2], Prefetch prefetch) {
 #pragma GCC unroll 4
-  for (int p = 0; p < pairs; ++p) {
+  for (int w = 0; w < words; ++w) {
     _mm_prefetch(prefetch.next, _MM_HINT_T0);
     if (Lines > 1) _mm_prefetch(prefetch.other, _MM_HINT_T0);
     prefetch.next += prefetch.advance;
     prefetch.other += prefetch.advance;
-    const __m512bh l = reinterpret_cast<__m512bh>(_mm512_loadu_si512(left));
-    const __m512bh r = reinterpret_cast<__m512bh>(_mm512_loadu_si512(right));
+    const __m512i l = _mm512_loadu_si512(left);
+    const __m512i r = _mm512_loadu_si512(right);
     SECATEUR_UNROLL
     for (int i = 0; i < R; ++i) {
-      const __m512bh x = reinterpret_cast<__m512bh>(_mm512_set1_epi32(static_cast<int>(rows[i])));
-      sums[i][0] = _mm512_dpbf16_ps(sums[i][0], l, x);
-      sums[i][1] = _mm512_dpbf16_ps(sums[i][1], r, x);
+      const __m512i x = _mm512_set1_epi32(static_cast<int>(rows[i]));
+      sums[i][0] = Format::multiply_add(sums[i][0], l, x);
+      sums[i][1] = Format::multiply_add(sums[i][1], r, x);
     }
     left += step;
     right += step;
@@ -101,10 +127,10 @@ SECATEUR_INLINE void multiply_add(const Pair* left, const Pair* right, long step
   }
 }
 
-template <int R>
-SECATEUR_INLINE void set_zero(__m512 (&sums)[R][2]) {
+template <int R, class Format = Pairs>
+SECATEUR_INLINE void set_zero(typename Format::Sums (&sums)[R][2]) {
   SECATEUR_UNROLL
-  for (int i = 0; i < R; ++i) sums[i][0] = sums[i][1] = _mm512_setzero_ps();
+  for (int i = 0; i < R; ++i) sums[i][0] = sums[i][1] = Format::zero();
 }
 
 // Lets `Function<R>::run` be called with an R that is known only at run time, 1 <= R <= kMaxRows.

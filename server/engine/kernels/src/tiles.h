@@ -64,25 +64,25 @@ SECATEUR_INLINE void store_packed(__m512 values, Pair* tile, int rows, int row, 
   for (int p = 0; p < 8; ++p) to[p * rows] = pairs[p];
 }
 
-// Rows as they are multiplied: tile after tile, [pairs][rows of the tile] each, or for the matrix unit
-// [pairs / 16][rows][16].
+// Rows as they are multiplied: tile after tile, [words][rows of the tile] each, or for the matrix unit
+// [words / 16][rows][16].
 struct PackedRows {
-  Pair* data;
-  int pairs;  // of each row
+  Word* data;
+  int words;  // of each row
 
-  static size_t room(int pairs) { return static_cast<size_t>(pairs + kBlockPairs - 1) / kBlockPairs * kBlockPairs; }
+  static size_t room(int words) { return static_cast<size_t>(words + kBlockWords - 1) / kBlockWords * kBlockWords; }
 
-  // The tile's pairs from `first_pair` on, which begins a block.
-  const Pair* tile(const RowTile& tile, int first_pair = 0) const {
-    return data + tile.first * room(pairs) + static_cast<size_t>(first_pair) * tile.rows;
+  // The tile's words from `first_word` on, which begins a block.
+  const Word* tile(const RowTile& tile, int first_word = 0) const {
+    return data + tile.first * room(words) + static_cast<size_t>(first_word) * tile.rows;
   }
 
   // Writes 16 neighbouring values of row `row` of a tile, rounded, as pairs `first_pair` to `first_pair + 7`.
   void store(__m512 values, const RowTile& tile, int row, int first_pair) const {
-    Pair* to = data + tile.first * room(pairs);
+    Pair* to = data + tile.first * room(words);
     if (!tile.matrix) return store_packed(values, to, tile.rows, row, first_pair);
-    to += static_cast<size_t>(first_pair / kBlockPairs) * tile.rows * kBlockPairs;
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(to + row * kBlockPairs + first_pair % kBlockPairs),
+    to += static_cast<size_t>(first_pair / kBlockWords) * tile.rows * kBlockWords;
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(to + row * kBlockWords + first_pair % kBlockWords),
                         round_to_bfloat16(values));
   }
 };
