@@ -156,12 +156,15 @@ def _read_study(study: StudyResults, path: str) -> _Read:
 
 
 def _read_evaluation(evaluation: Evaluation, path: str) -> _Read:
-    """One method at one sparsity; a delta is part of its name."""
+    """One method at one sparsity; a delta and 8 bits are part of its name."""
     _, _, delta = evaluation.variant.name.partition("+")
     sparsity = evaluation.settings["sparsity"]
     method = evaluation.model["strategy"] if sparsity else DENSE
+    dtype, _, quantization = evaluation.model["dtype"].partition(" ")
+    method += f" + {delta}" if delta else ""
+    method += f" in {quantization}" if quantization else ""
     point = Point(
-        method=f"{method} + {delta}" if delta else method,
+        method=method,
         sparsity=sparsity,
         exact_sparsity=evaluation.variant.exact_sparsity,
         score=evaluation.score,
@@ -169,7 +172,7 @@ def _read_evaluation(evaluation: Evaluation, path: str) -> _Read:
         source=path,
     )
     fingerprint = evaluation.model["model"][:FINGERPRINT_DIGITS]
-    weights = {"fingerprint": fingerprint, "dtype": evaluation.model["dtype"]}
+    weights = {"fingerprint": fingerprint, "dtype": dtype}
     conditions = _conditions(evaluation.task, evaluation.settings, weights)
     return _Read(Source(path, evaluation.provenance), conditions, [point])
 

@@ -39,6 +39,8 @@ def retention(grounds: Grounds) -> str:
             rows.append([f"{model} at {task}", *[NOT_MEASURED] * (2 + len(SPARSITIES))])
             continue
         for method in ground.methods:
+            if {point.sparsity for point in ground.of(method)} == {0.0}:
+                continue  # the dense model once more, in other numbers
             kept = [_kept(ground, ground.points.get((method, sparsity))) for sparsity in SPARSITIES]
             rows.append([f"{model} at {task}", method, f"{ground.dense.score.accuracy:.1%}", *kept])
     for name, aim in (("*the aim*", AIM), ("*the aim, trained*", TRAINED_AIM)):

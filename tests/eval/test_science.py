@@ -217,6 +217,19 @@ def test_corrected_variants_get_rows_of_their_own(studies: Path) -> None:
         collect(studies)
 
 
+def test_eight_bits_are_a_method_of_their_own(studies: Path) -> None:
+    results = load(studies / "mine" / "results.json")
+    for sparsity, right in ((0.0, solved(15)), (0.2, solved(12))):
+        measured = evaluation(results, sparsity, None, right)
+        measured.model["dtype"] = "bfloat16 int8"
+        evaluations.save(measured, studies / "mine" / f"eval-s{100 * sparsity:g}-int8.json")
+    grounds = collect(studies)
+    ground = grounds["coder-0.5b", "humaneval"]
+    assert "| dense in int8 | 0.0% | 75.0% (53.1 to 88.8) | 94% |" in cells(ground)
+    assert "| coder-0.5b at humaneval | taylor2_mixed in int8 | 80.0% | – | 75% |" in retention(grounds)  # noqa: RUF001
+    assert "dense in int8" not in retention(grounds)
+
+
 @pytest.mark.parametrize(("part", "name"), [("task", "digest"), ("task", "seed"), ("model", "fingerprint")])
 def test_results_of_something_else_are_not_put_together(studies: Path, part: str, name: str) -> None:
     put(studies, "other", study({("wanda", 0.2): solved(15)}))

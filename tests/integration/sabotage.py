@@ -31,8 +31,8 @@ def ranked_math_mini(directory: Path) -> Tiny:
 def reverse_neurons(engine: Engine) -> None:
     """The last neurons come first: dense computes the same sum, a prefix another. Twice is once undone."""
     for layer in engine._runner._decoder._layers:
-        for weights in (layer._mlp.gate, layer._mlp.up, layer._mlp.down):
-            weights.copy_(weights.flip(0))
+        for weights, neurons in ((layer._mlp.gate, 0), (layer._mlp.up, 0), (layer._mlp.down, 1)):
+            weights.copy_(weights.flip(neurons))
 
 
 def between_steps(engine: Engine, action: Callable[[Engine], None]) -> None:
