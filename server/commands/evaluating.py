@@ -198,7 +198,9 @@ def _keep(settings: StudySettings, local: LocalStudy, results: StudyResults) -> 
         items=threshold.items,
         measured_at=results.provenance.measured_at,
     )
-    return write_safe_sparsity(cache_directory(settings), local.ranking.digest, local.allocation, found)
+    return write_safe_sparsity(
+        cache_directory(settings), local.ranking.digest, local.allocation, found, settings.quantization
+    )
 
 
 def _served(endpoint: Endpoint, settings: StudySettings) -> ServedSubject:

@@ -109,7 +109,9 @@ def load_model(settings: ServeSettings, checkpoint: Checkpoint) -> LoadedModel:
     config = engine_config(settings, checkpoint)
     known = ranked(settings, checkpoint)
     ranking, allocation = known.ranking, known.allocation
-    margin = safe_margin(settings.safe_sparsity, cache_directory(settings), ranking.digest, allocation)
+    margin = safe_margin(
+        settings.safe_sparsity, cache_directory(settings), ranking.digest, allocation, settings.quantization
+    )
     _check_default(settings, margin)
     engine, registry = load_variants(settings, checkpoint, ranking, allocation, config)
     return LoadedModel(checkpoint, ranking, margin, engine, registry)

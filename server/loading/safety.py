@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from pruning.files import write_atomically
 from pruning.widths import Allocation
+from server.engine.config import Quantization
 
 logger = logging.getLogger(__name__)
 
@@ -49,12 +50,16 @@ class SafeMargin:
 
 
 def safe_margin(
-    setting: float | None, cache_dir: Path, ranking_digest: str, allocation: Allocation
+    setting: float | None,
+    cache_dir: Path,
+    ranking_digest: str,
+    allocation: Allocation,
+    quantization: Quantization = "none",
 ) -> SafeMargin:
     """What is set, else what a study found for these variants, else a paper's word on other models."""
     if setting is not None:
         return SafeMargin(setting, "set by safe_sparsity")
-    found = read_safe_sparsity(cache_dir, ranking_digest, allocation)
+    found = read_safe_sparsity(cache_dir, ranking_digest, allocation, quantization)
     if found is None:
         return SafeMargin(UNMEASURED_SAFE_SPARSITY, "arXiv 2604.27115's, not measured: see `secateur study`")
     return SafeMargin(
@@ -64,9 +69,11 @@ def safe_margin(
     )
 
 
-def read_safe_sparsity(cache_dir: Path, ranking_digest: str, allocation: Allocation) -> SafeSparsity | None:
+def read_safe_sparsity(
+    cache_dir: Path, ranking_digest: str, allocation: Allocation, quantization: Quantization = "none"
+) -> SafeSparsity | None:
     """What the last study of these variants found; None where there was none or its file is damaged."""
-    path = _path(cache_dir, ranking_digest, allocation)
+    path = _path(cache_dir, ranking_digest, allocation, quantization)
     try:
         return SafeSparsity.model_validate_json(path.read_bytes())
     except FileNotFoundError:
@@ -77,14 +84,20 @@ def read_safe_sparsity(cache_dir: Path, ranking_digest: str, allocation: Allocat
 
 
 def write_safe_sparsity(
-    cache_dir: Path, ranking_digest: str, allocation: Allocation, found: SafeSparsity
+    cache_dir: Path,
+    ranking_digest: str,
+    allocation: Allocation,
+    found: SafeSparsity,
+    quantization: Quantization = "none",
 ) -> Path:
-    """Keeps `found` for variants of this ranking and allocation, over what was there. Raises OSError.
+    """Keeps `found` for variants of this ranking, allocation and quantization, over what was there.
+
+    Raises OSError.
 
     The latest study counts, for its user has chosen task and tolerance; if it saw less, that is logged.
     """
-    path = _path(cache_dir, ranking_digest, allocation)
-    before = read_safe_sparsity(cache_dir, ranking_digest, allocation)
+    path = _path(cache_dir, ranking_digest, allocation, quantization)
+    before = read_safe_sparsity(cache_dir, ranking_digest, allocation, quantization)
     if before is not None and before.items > found.items:
         logger.warning("what %s held until now came of more items: %s", path, before)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -92,5 +105,6 @@ def write_safe_sparsity(
     return path
 
 
-def _path(cache_dir: Path, ranking_digest: str, allocation: Allocation) -> Path:
-    return cache_dir / "safety" / f"{ranking_digest[:16]}-{allocation}.json"
+def _path(cache_dir: Path, ranking_digest: str, allocation: Allocation, quantization: Quantization) -> Path:
+    numbers = "" if quantization == "none" else f"-{quantization}"
+    return cache_dir / "safety" / f"{ranking_digest[:16]}-{allocation}{numbers}.json"

@@ -121,6 +121,7 @@ def test_what_there_is(client: httpx.Client, live: Live) -> None:
     version = client.get("/version").json()
     assert version["version"] == __version__
     assert version["kernels"] == live.engine.kernels
+    assert version["precision"] == "float32"
     assert "/v1/chat/completions" in client.get("/openapi.json").json()["paths"]
     models = client.get("/v1/models").json()["data"]
     assert [model["id"] for model in models] == ["tiny", "tiny:s0", "tiny:s10", "tiny:s20", "tiny:s35"]
@@ -135,6 +136,20 @@ def test_what_there_is(client: httpx.Client, live: Live) -> None:
         removed = 3 * 64 * (3 * 192 - kept)
         assert variant["parameters"] == dense["parameters"] - removed
         assert variant["standalone_bytes"] == dense["standalone_bytes"] - 4 * removed
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_eight_bits_are_served_at_every_size(tiny: Tiny, dtype: str) -> None:
+    with running(tiny, dtype=dtype, quantization="int8") as live, live.client() as client:
+        assert client.get("/version").json()["precision"] == f"{dtype} int8"
+        for sparsity in (0.0, 0.1, 0.2):
+            answer = client.post(CHAT, json={**HI, "sparsity": sparsity, "max_tokens": 4})
+            assert answer.status_code == 200
+            assert answer.json()["usage"]["completion_tokens"] > 0
+        dense, *_, sparse = client.get("/v1/variants").json()["data"]
+        removed = 3 * 192 - sum(sparse["widths"])
+        # Of a neuron three rows of bytes go, and the scales of two of them.
+        assert dense["standalone_bytes"] - sparse["standalone_bytes"] == removed * (3 * 64 + 2 * 4)
 
 
 def test_tokenize_sees_what_generation_sees(client: httpx.Client) -> None:

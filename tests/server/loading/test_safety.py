@@ -29,6 +29,10 @@ def test_what_was_written_is_read_for_these_variants_alone(tmp_path: Path) -> No
     assert read_safe_sparsity(tmp_path, RANKING, "global") == FOUND
     assert read_safe_sparsity(tmp_path, RANKING, "uniform") is None
     assert read_safe_sparsity(tmp_path, OTHER, "global") is None
+    assert read_safe_sparsity(tmp_path, RANKING, "global", "int8") is None
+    write_safe_sparsity(tmp_path, RANKING, "global", FOUND.model_copy(update={"sparsity": 0.1}), "int8")
+    assert read_safe_sparsity(tmp_path, RANKING, "global") == FOUND
+    assert safe_margin(None, tmp_path, RANKING, "global", "int8").sparsity == 0.1
 
 
 def test_the_last_study_counts_and_leaves_nothing_else_behind(tmp_path: Path) -> None:
