@@ -249,6 +249,22 @@ def test_nested_mlp(hidden: int, neurons: int, threads: int, quantized: bool) ->
         assert_close(residual - x, expected, case.tolerance)
 
 
+@compiled
+@pytest.mark.parametrize("count", [1, 2, 13, 40])
+def test_integers_multiply_exactly(count: int) -> None:
+    """Rows whose norm is certain to the last bit: no integer is rounded another way, so nothing else is off."""
+    case = Case(192, neurons=344, quantized=True)
+    case.norm.fill_(1)
+    x = rows(count, 192).sign()
+    residual = x.clone()
+    widths = [344] * (count // 2) + [72] * (count - count // 2)
+    batch = BatchStruct.of(count, 1, residual=residual, widths=torch.tensor(widths, dtype=torch.int32))
+    workspace = case.workspace(count, 2)
+    case.library.mlp_block(case.model, case.struct, batch, workspace.data_ptr(), 2)
+    expected = torch.cat([case.mlp(row[None], width) for row, width in zip(x, widths, strict=True)])
+    assert_close(residual - x, expected, 0.002)
+
+
 def attend(case: Case, requests: Sequence[torch.Tensor], chunks: Sequence[int], threads: int) -> None:
     """Runs whole requests through the kernel, chunk after chunk of all of them, and compares every row."""
     per_request = -(-case.max_len // case.block_size)
