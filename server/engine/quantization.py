@@ -15,6 +15,7 @@ import torch
 from torch.nn import functional as F
 
 _LARGEST = 127
+_SMALLEST_PEAK = 1e-30  # rows below are zeros: 127 over less may be infinite
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ def quantize(matrix: torch.Tensor, peaks: torch.Tensor | None = None) -> Quantiz
     """
     matrix = matrix.float()
     peaks = matrix.abs().amax(1) if peaks is None else peaks.float()
-    inverse = torch.where(peaks == 0, 0, _LARGEST / peaks)
+    inverse = torch.where(peaks < _SMALLEST_PEAK, 0, _LARGEST / peaks)
     integers = (matrix * inverse[:, None]).round().nan_to_num()
     return QuantizedMatrix(integers.to(torch.int8), peaks / _LARGEST)
 

@@ -29,6 +29,10 @@ def test_a_row_is_integers_and_a_scale() -> None:
     torch.testing.assert_close(quantized.scales, torch.tensor([0.02, 0.0]))
 
 
+def test_a_row_of_next_to_nothing_is_zeros() -> None:
+    assert quantize(torch.tensor([[1e-38, -2e-39], [1e-45, 0.0]])).values.tolist() == [[0, 0], [0, 0]]
+
+
 def test_known_peaks_set_the_scale() -> None:
     quantized = quantize(torch.tensor([[1.0, -0.5]]), peaks=torch.tensor([12.7]))
     assert quantized.values.tolist() == [[10, -5]]

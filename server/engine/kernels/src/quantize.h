@@ -29,6 +29,7 @@ struct Factor {
 namespace quantizing {
 
 constexpr float kLargest = 127.f;
+constexpr float kSmallestPeak = 1e-30f;  // rows below are zeros: 127 over less may be infinite
 
 // Both numbers of 16 pairs, as float32.
 SECATEUR_INLINE __m512 first_of(__m512i pairs) { return _mm512_castsi512_ps(_mm512_slli_epi32(pairs, 16)); }
@@ -60,7 +61,7 @@ inline void one_row(const Pair* pairs, int count, int rows, int row, Quad* quads
   __m512i peaks = _mm512_setzero_si512(), sums = _mm512_setzero_si512();
   for (int p = 0; p < count; p += kLanes) peaks = larger(peaks, load(p));
   const float peak = _mm512_cvtss_f32(_mm512_castsi512_ps(_mm512_set1_epi32(_mm512_reduce_max_epu32(peaks))));
-  const __m512 inverse = _mm512_set1_ps(peak == 0 ? 0 : kLargest / peak);
+  const __m512 inverse = _mm512_set1_ps(peak < kSmallestPeak ? 0 : kLargest / peak);
   for (int p = 0; p < count; p += kLanes) {
     const int q = p / 2;
     Quad* to = quads + static_cast<size_t>(q / kBlockWords) * rows * kBlockWords + row * kBlockWords + q % kBlockWords;
@@ -78,7 +79,7 @@ inline void rows_in_lanes(const Pair* pairs, int count, int rows, int first, int
   __m512i peaks = _mm512_setzero_si512(), sums = _mm512_setzero_si512();
   for (int p = 0; p < count; ++p) peaks = larger(peaks, load(p));
   const __m512 peak = _mm512_castsi512_ps(peaks), largest = _mm512_set1_ps(kLargest);
-  const __mmask16 any = _mm512_test_epi32_mask(peaks, peaks);
+  const __mmask16 any = _mm512_cmp_ps_mask(peak, _mm512_set1_ps(kSmallestPeak), _CMP_NLT_UQ);
   const __m512 inverse = _mm512_maskz_div_ps(any, largest, peak);
   for (int p = 0; p < count; p += 2) {
     const __m512i upper = _mm512_slli_epi32(half_quads(load(p + 1), inverse, &sums), 16);
