@@ -352,7 +352,7 @@ def _summary(
         "",
         f"safe up to {margin.sparsity:g}: {margin.source}",
         str(probing),
-        f"{config.device}, {config.dtype}, {torch.get_num_threads()} threads; all variants share "
+        f"{config.device}, {config.precision}, {torch.get_num_threads()} threads; all variants share "
         f"{engine.weight_bytes / 1e6:.2f} MB of weights; KV cache {engine.kv_bytes / 2**30:.2f} GiB",
         "",
         f"curl {url}/v1/chat/completions -H 'content-type: application/json' \\",
