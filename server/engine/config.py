@@ -15,7 +15,7 @@ class EngineConfig:
     Attributes:
         device: a torch device, e.g. "cpu" or "cuda:0".
         dtype: of weights, activations and KV.
-        quantization: "int8" keeps the matrices of the layers in 8 bits, and rounds what they multiply
+        quantization: "int8" keeps matrices in 8 bits, and rounds what they multiply
             (server/engine/quantization.py).
         block_size: tokens in a KV block.
         kv_cache_bytes: memory for KV blocks, all layers together.

@@ -136,6 +136,11 @@ class Engine:
             num_solo_rows=num_solo_rows,
         )
 
+    @property
+    def embedding_bytes(self) -> int:
+        """Weight bytes of the embedding, whether or not it is the head as well."""
+        return self._weights.embedding_bytes
+
     def load_delta(self, delta: Delta) -> ServedDelta:
         """A delta in the form that computes, for a `Variant` to hold. Whoever asks has checked that it fits.
 

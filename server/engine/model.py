@@ -20,7 +20,7 @@ from server.engine.attention import AttentionPlan, PagedKV
 from server.engine.batch import Batch
 from server.engine.delta import DeltaRows, ServedDelta, TorchDelta, add_low_rank, rows_of_map
 from server.engine.nested_mlp import MLPDeltas, NestedMLP, NeuronBlock
-from server.engine.quantization import linear
+from server.engine.quantization import linear, rows_of
 from server.engine.weights import LayerWeights, ModelWeights
 
 
@@ -102,12 +102,12 @@ class DecoderModel:
     ) -> None:
         self._geometry = geometry = ModelGeometry.from_config(config)
         self._weights = weights
-        device, dtype = weights.embedding.device, weights.embedding.dtype
+        device, dtype = weights.norm.device, weights.norm.dtype
         self._kv = [
             PagedKV(num_blocks, block_size, geometry.num_kv_heads, geometry.head_dim, device, dtype)
             for _ in weights.layers
         ]
-        self._cos, self._sin = rotary_tables(config, max_model_len, weights.embedding)
+        self._cos, self._sin = rotary_tables(config, max_model_len, weights.norm)
         activation = _activation(config.hidden_act)
         self._layers = [
             _DecoderLayer(index, layer, geometry, window, activation)
@@ -121,11 +121,12 @@ class DecoderModel:
 
     def load_delta(self, delta: Delta) -> ServedDelta:
         """A delta of a variant of this model, ready to compute with. Safe on any thread."""
-        return TorchDelta.of(delta, self._geometry.qkv_rows, self._weights.embedding)
+        return TorchDelta.of(delta, self._geometry.qkv_rows, self._weights.norm)
 
     def forward(self, batch: Batch) -> torch.Tensor:
         """What the layers make of `batch.output_rows`, [rows, hidden]; keeps the batch's keys and values."""
-        hidden = F.embedding(batch.token_ids, self._weights.embedding)  # [tokens, hidden]
+        weights = self._weights
+        hidden = rows_of(weights.embedding, batch.token_ids).to(weights.norm.dtype)  # [tokens, hidden]
         step = self._step(batch)
         *layers, last = zip(self._layers, self._kv, batch.neuron_blocks, strict=True)
         for layer, kv, blocks in layers:
@@ -145,25 +146,23 @@ class DecoderModel:
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """[rows, vocabulary] in float32, of rows that `forward` gave."""
         normed = _rms_norm(hidden, self._weights.norm, self._geometry.norm_eps)
-        return F.linear(normed, self._weights.head).float()
+        return linear(normed, self._weights.head).float()
 
     def likeliest(self, hidden: torch.Tensor) -> torch.Tensor:
         """[rows] the token of the largest logit, the lowest id on a tie, of rows that `forward` gave."""
         return self.logits(hidden).argmax(-1)
 
     def _step(self, batch: Batch) -> "_Step":
-        embedding = self._weights.embedding
+        like = self._weights.norm
         return _Step(
             rotary=(self._cos[batch.positions, None], self._sin[batch.positions, None]),
             slots=batch.slots,
-            plan=AttentionPlan.of(
-                batch.spans, self._kv[0].block_size, device=embedding.device, dtype=embedding.dtype
-            ),
+            plan=AttentionPlan.of(batch.spans, self._kv[0].block_size, device=like.device, dtype=like.dtype),
             deltas=batch.deltas,
         )
 
     def _tensor(self, rows: Sequence[int]) -> torch.Tensor:
-        return torch.tensor(rows, dtype=torch.long, device=self._weights.embedding.device)
+        return torch.tensor(rows, dtype=torch.long, device=self._weights.norm.device)
 
 
 @dataclass(frozen=True)

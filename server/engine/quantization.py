@@ -2,8 +2,8 @@
 
 A row of a matrix is integers of [-127, 127] and one scale. So is a row of what it multiplies, from the
 moment it is multiplied: y = (integers · integers) times both scales. This is the vector-wise quantization
-of Dettmers et al. 2022 (arXiv 2208.07339, section 3) without their part for outliers. The layers' linear
-maps are kept so; embedding, head, norms, biases, deltas and KV stay in the model's dtype.
+of Dettmers et al. 2022 (arXiv 2208.07339, section 3) without their part for outliers. All linear maps, the
+embedding and the head are kept so; norms, biases, deltas and KV stay in the model's dtype.
 
 The scale of an output is that of all its weights, also those of neurons that no variant serves: what a
 variant answers does not depend on which others there are.
@@ -60,6 +60,13 @@ def multiply(rows: QuantizedMatrix, weight: QuantizedMatrix, dtype: torch.dtype)
     computed = torch.float32 if dtype is torch.float16 else dtype
     sums = F.linear(rows.values.to(computed), weight.values.to(computed))
     return (sums.float() * rows.scales[:, None] * weight.scales).to(dtype)
+
+
+def rows_of(weight: Weight, indices: torch.Tensor) -> torch.Tensor:
+    """Rows as numbers, in float32 where they were quantized: [count] → [count, inputs]."""
+    if isinstance(weight, torch.Tensor):
+        return F.embedding(indices, weight)
+    return weight.values[indices] * weight.scales[indices, None]
 
 
 def of_outputs(weight: Weight, start: int, stop: int) -> Weight:

@@ -3,10 +3,10 @@
 MLP matrices are read in slices of rows, and of each slice only the neurons that some variant serves are
 kept, so neurons beyond the widest variant never take memory. `WeightReader` reads one matrix at a time, so
 that whoever keeps the weights in a layout of their own (kernels/packing.py) never holds them twice. Where the
-layers' matrices are wanted in 8 bits (quantization.py) they are rounded slice by slice, as they come.
+matrices are wanted in 8 bits (quantization.py) they are rounded slice by slice, as they come.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -18,7 +18,7 @@ from pruning.ranking import Ranking
 from pruning.tensors import TensorReader
 from server.engine.quantization import QuantizedMatrix, Weight, quantize
 
-_ROWS_PER_SLICE = 1024  # of an MLP matrix: the memory that reading takes on top of what is kept
+_ROWS_PER_SLICE = 1024  # of a matrix: the memory that reading takes on top of what is kept
 _HEAD = "lm_head.weight"
 
 _Counted = TypeVar("_Counted", torch.Tensor, QuantizedMatrix, Weight)
@@ -32,6 +32,7 @@ class WeightSize:
         num_bytes: memory they hold, padding included, tied tensors once.
         num_parameters: numbers they hold, without padding and scales.
         parameter_bytes: what these and their scales take.
+        embedding_bytes: those of the embedding among them, whether or not it is the head as well.
         widths: neurons of each layer.
         neuron_parameters, neuron_bytes: of one: a row of gate, one of up and a column of down.
     """
@@ -39,6 +40,7 @@ class WeightSize:
     num_bytes: int
     num_parameters: int
     parameter_bytes: int
+    embedding_bytes: int
     widths: tuple[int, ...]
     neuron_parameters: int
     neuron_bytes: int
@@ -76,10 +78,10 @@ class LayerWeights:
 class ModelWeights:
     """All of them. `head` is `embedding` itself where the two are tied."""
 
-    embedding: torch.Tensor  # [vocabulary, hidden]
+    embedding: Weight  # [vocabulary, hidden]
     layers: tuple[LayerWeights, ...]
     norm: torch.Tensor  # [hidden]
-    head: torch.Tensor  # [vocabulary, hidden]
+    head: Weight  # [vocabulary, hidden]
     size: WeightSize
 
 
@@ -88,7 +90,7 @@ class WeightReader:
 
     Args:
         widths: of layer `l`, the first `widths[l]` neurons in ranking order are read; all else is read whole.
-        quantized: whether the layers' matrices are rounded to 8 bits.
+        quantized: whether matrices are rounded to 8 bits.
         progress: whether `layers` shows a bar.
 
     Every method raises ModelError where a tensor or a file is missing or damaged.
@@ -116,23 +118,26 @@ class WeightReader:
         self._progress = progress
         self._num_parameters = 0
         self._parameter_bytes = 0
+        self._embedding_bytes = 0
 
-    def embedding(self) -> torch.Tensor:
+    def embedding(self) -> Weight:
         """[vocabulary, hidden]."""
         with self._checkpoint.open_tensors() as tensors:
-            return self.tensor(tensors, "model.embed_tokens.weight")
+            embedding = self.matrix(tensors, "model.embed_tokens.weight")
+        self._embedding_bytes = embedding.nbytes
+        return embedding
 
     def norm(self) -> torch.Tensor:
         """[hidden], the last one."""
         with self._checkpoint.open_tensors() as tensors:
             return self.tensor(tensors, "model.norm.weight")
 
-    def head(self) -> torch.Tensor | None:
+    def head(self) -> Weight | None:
         """[vocabulary, hidden], or None where the head is the embedding."""
         if not has_own_head(self._checkpoint):
             return None
         with self._checkpoint.open_tensors() as tensors:
-            return self.tensor(tensors, _HEAD)
+            return self.matrix(tensors, _HEAD)
 
     def layers(self) -> Iterator["LayerReader"]:
         """One after the other; each may be read from until the next is asked for."""
@@ -155,6 +160,7 @@ class WeightReader:
             num_bytes,
             self._num_parameters,
             self._parameter_bytes,
+            self._embedding_bytes,
             self._widths,
             neuron_parameters,
             neuron_bytes,
@@ -165,10 +171,19 @@ class WeightReader:
         # A copy even where nothing changes: what stays must not be a view of the mapped file.
         return self._counted(tensors.get(name).to(self._device, self._dtype, copy=True))
 
-    def matrix(self, tensors: TensorReader, names: Sequence[str]) -> Weight:
+    def matrix(self, tensors: TensorReader, *names: str) -> Weight:
         """Whole ones of an open checkpoint, one above the other."""
-        matrix = torch.cat([tensors.get(name).to(self._device, self._dtype) for name in names])
-        return self._counted(quantize(matrix) if self._quantized else matrix)
+        if not self._quantized:
+            parts = [tensors.get(name).to(self._device, self._dtype) for name in names]
+            return self._counted(torch.cat(parts) if len(parts) > 1 else parts[0].clone())
+        slices = [
+            quantize(tensors.rows(name, start, stop).to(self._device, self._dtype))
+            for name in names
+            for start, stop in _slices(tensors.shape(name)[0])
+        ]
+        return self._counted(
+            QuantizedMatrix(torch.cat([s.values for s in slices]), torch.cat([s.scales for s in slices]))
+        )
 
     def neuron_rows(self, tensors: TensorReader, name: str, index: int) -> Weight:
         """[neurons, hidden] in the file → its first neurons in ranking order."""
@@ -177,9 +192,9 @@ class WeightReader:
         rank_of = torch.empty(num_neurons, dtype=torch.long)
         rank_of[permutation] = torch.arange(num_neurons)
         kept, scales = self._empty(width, hidden), self._empty_scales(width)
-        for start in range(0, num_neurons, _ROWS_PER_SLICE):
-            rows = tensors.rows(name, start, min(start + _ROWS_PER_SLICE, num_neurons))
-            ranks = rank_of[start : start + len(rows)]
+        for start, stop in _slices(num_neurons):
+            rows = tensors.rows(name, start, stop)
+            ranks = rank_of[start:stop]
             served = ranks < width
             rows, ranks = rows[served].to(self._device, self._dtype), ranks[served].to(self._device)
             if self._quantized:
@@ -193,8 +208,7 @@ class WeightReader:
         width, permutation = self._widths[index], self._ranking.permutation[index]
         hidden, _ = tensors.shape(name)
         kept, scales = self._empty(width, hidden), self._empty_scales(hidden)
-        for start in range(0, hidden, _ROWS_PER_SLICE):
-            stop = min(start + _ROWS_PER_SLICE, hidden)
+        for start, stop in _slices(hidden):
             rows = tensors.rows(name, start, stop).to(self._device, self._dtype)
             columns = rows[:, permutation[:width].to(self._device)]
             if self._quantized:
@@ -268,13 +282,19 @@ class LayerReader:
         return self._reader.architecture.mlp_weight_names(self._index)
 
     def _matrix(self, *names: str) -> Weight:
-        return self._reader.matrix(self._tensors, [f"{self._prefix}.{name}" for name in names])
+        return self._reader.matrix(self._tensors, *(f"{self._prefix}.{name}" for name in names))
 
     def _tensor(self, name: str) -> torch.Tensor:
         return self._reader.tensor(self._tensors, f"{self._prefix}.{name}")
 
     def _optional(self, name: str) -> torch.Tensor | None:
         return self._tensor(name) if f"{self._prefix}.{name}" in self._tensors.names else None
+
+
+def _slices(num_rows: int) -> Iterator[tuple[int, int]]:
+    """Where slices of so many rows begin and end."""
+    for start in range(0, num_rows, _ROWS_PER_SLICE):
+        yield start, min(start + _ROWS_PER_SLICE, num_rows)
 
 
 def has_own_head(checkpoint: Checkpoint) -> bool:

@@ -8,8 +8,6 @@ values, norms, rotation, softmax, and the embedding's one row. Measures nothing 
 
 from dataclasses import dataclass
 
-import torch
-
 from pruning.checkpoint import Checkpoint
 from server.engine.engine import Engine
 from server.engine.variant import Variant
@@ -35,8 +33,7 @@ class CostModel:
         architecture = self._architecture = checkpoint.architecture
         self._head: int = checkpoint.config.vocab_size * architecture.hidden_size
         # Where the embedding is the head as well, all of it is read after all.
-        embedding_bytes = self._head * getattr(torch, engine.config.dtype).itemsize
-        self._unread_bytes: int = embedding_bytes if has_own_head(checkpoint) else 0
+        self._unread_bytes = engine.embedding_bytes if has_own_head(checkpoint) else 0
         widths = (architecture.intermediate_size,) * architecture.num_layers
         self.dense = TokenCost(self._flops(widths), engine.standalone_bytes(widths) - self._unread_bytes)
 

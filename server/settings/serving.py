@@ -81,8 +81,8 @@ class EngineSettings(BaseSettings):
     prefix_caching: bool = Field(True, description="keep the KV of finished requests for prompts alike")
     quantization: Quantization = Field(
         "none",
-        description="int8 rounds the layers' matrices, and what they multiply, to 8 bits: about half the "
-        "memory, faster, slightly other answers",
+        description="int8 rounds matrices, and what they multiply, to 8 bits: half the memory, faster, "
+        "slightly other answers",
     )
     kernels: Kernels = Field(
         "auto",

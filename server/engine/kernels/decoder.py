@@ -8,7 +8,6 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from torch.nn import functional as F
 from transformers import PretrainedConfig
 
 from pruning.delta import Delta
@@ -26,6 +25,7 @@ from server.engine.kernels.library import (
 )
 from server.engine.kernels.packing import PackedLayer, PackedMatrix, PackedWeights
 from server.engine.model import ModelGeometry, rotary_tables
+from server.engine.quantization import rows_of
 
 _SLACK = 32  # elements behind the KV: a vector load of the last keys may go that far
 
@@ -83,6 +83,7 @@ class CompiledDecoder:
             sin=sin.data_ptr(),
         )
         layers = zip(weights.layers, self._kv, geometry.windows, strict=True)
+        self._head_struct = matrix_struct(weights.head)
         self._layers = (LayerStruct * len(weights.layers))(*(layer_struct(*layer) for layer in layers))
         self._neurons = max(layer.neurons for layer in weights.layers)
         self._workspace = torch.empty(0, dtype=torch.uint8)
@@ -143,7 +144,7 @@ class CompiledDecoder:
             hidden.data_ptr(),
             len(hidden),
             self._weights.norm.data_ptr(),
-            self._weights.head.data_ptr(),
+            self._head_struct,
             self._vocab_size,
             to.data_ptr(),
             self._workspace_for(len(hidden), 0, threads),
@@ -153,11 +154,11 @@ class CompiledDecoder:
     def _embed(self, token_ids: torch.Tensor) -> torch.Tensor:
         """[tokens] → [tokens, hidden] float32."""
         if self._weights.embedding is not None:
-            return F.embedding(token_ids, self._weights.embedding).float()
-        head = self._weights.head
+            return rows_of(self._weights.embedding, token_ids).float()
+        words = self._weights.head.panels.shape[1]
         rows = torch.empty(len(token_ids), self._hidden_size)
         self._library.unpack_rows(
-            head.data_ptr(), head.shape[1], token_ids.data_ptr(), *rows.shape, rows.data_ptr(), 1
+            self._head_struct, words, token_ids.data_ptr(), *rows.shape, rows.data_ptr(), 1
         )
         return rows
 
@@ -178,6 +179,11 @@ def _untouched_zeros(count: int) -> torch.Tensor:
     return torch.from_numpy(np.zeros(count, dtype=np.uint16)).view(torch.bfloat16)
 
 
+def matrix_struct(matrix: PackedMatrix) -> MatrixStruct:
+    """Where it is. Valid as long as `matrix` lives."""
+    return MatrixStruct(matrix.panels.data_ptr(), None if matrix.scales is None else matrix.scales.data_ptr())
+
+
 def layer_struct(layer: PackedLayer, kv: PackedKV, window: int | None) -> LayerStruct:
     """Where everything of a layer is. Valid as long as `layer` and `kv` live."""
     fields: dict[str, int | MatrixStruct] = {}
@@ -185,8 +191,7 @@ def layer_struct(layer: PackedLayer, kv: PackedKV, window: int | None) -> LayerS
         if isinstance(value, torch.Tensor):
             fields[name] = value.data_ptr()
         elif isinstance(value, PackedMatrix):
-            scales = None if value.scales is None else value.scales.data_ptr()
-            fields[name] = MatrixStruct(value.panels.data_ptr(), scales)
+            fields[name] = matrix_struct(value)
     return LayerStruct(
         **fields,
         keys=kv.keys.data_ptr(),

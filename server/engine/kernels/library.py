@@ -107,6 +107,7 @@ class KernelLibrary:
     def __init__(self, path: Path) -> None:
         library = ctypes.CDLL(str(path))
         model, layer, batch = POINTER(ModelStruct), POINTER(LayerStruct), POINTER(BatchStruct)
+        matrix = POINTER(MatrixStruct)
 
         def function(name: str, *arguments: type, returns: type | None = None) -> "ctypes._NamedFuncPointer":
             found = library[f"secateur_{name}"]
@@ -122,13 +123,13 @@ class KernelLibrary:
         )
         self.advise_huge_pages = function("advise_huge_pages", c_void_p, c_int64)
         self.unpack_rows = function(
-            "unpack_rows", c_void_p, c_int64, c_void_p, c_int64, c_int64, c_void_p, c_int
+            "unpack_rows", matrix, c_int64, c_void_p, c_int64, c_int64, c_void_p, c_int
         )
         self.workspace_bytes = function("workspace_bytes", model, *[c_int] * 4, returns=c_int64)
         self.attention_block = function("attention_block", model, layer, batch, c_void_p, c_int)
         self.mlp_block = function("mlp_block", model, layer, batch, c_void_p, c_int)
         self.forward = function("forward", model, layer, c_int, batch, batch, *[c_void_p] * 2, c_int)
-        head = (model, c_void_p, c_int, c_void_p, c_void_p, c_int, c_void_p, c_void_p, c_int)
+        head = (model, c_void_p, c_int, c_void_p, matrix, c_int, c_void_p, c_void_p, c_int)
         self.head: HeadFunction = function("head", *head)
         self.likeliest: HeadFunction = function("likeliest", *head)
 

@@ -54,10 +54,10 @@ class PackedLayer:
 class PackedWeights:
     """All of them. `embedding` is None where it is the head."""
 
-    embedding: torch.Tensor | None  # [vocabulary, hidden], as in the checkpoint
+    embedding: Weight | None  # [vocabulary, hidden], not packed
     layers: tuple[PackedLayer, ...]
     norm: torch.Tensor  # [hidden]
-    head: torch.Tensor  # [panels, hidden / 2, 32, 2] bfloat16
+    head: PackedMatrix
     size: WeightSize
 
 
@@ -95,21 +95,19 @@ def pack_weights(library: KernelLibrary, reader: WeightReader) -> PackedWeights:
     Raises:
         ModelError: a tensor or a file is missing or damaged.
     """
-    embedding: torch.Tensor | None = reader.embedding()
+    embedding: Weight | None = reader.embedding()
     head = reader.head()
     if head is None:
         head, embedding = embedding, None
     assert head is not None
     memory = PanelMemory(library)
-    packed_head = pack_matrix(memory, head).panels
+    packed_head = pack_matrix(memory, head)
     del head
     norm = reader.norm().float()
     layers = tuple(_pack_layer(memory, layer) for layer in reader.layers())
-    parts: list[torch.Tensor | PackedMatrix] = [
-        packed_head,
-        norm,
-        *([] if embedding is None else [embedding]),
-    ]
+    parts: list[Weight | PackedMatrix] = [packed_head, norm]
+    if embedding is not None:
+        parts.append(embedding)
     for weights in layers:
         parts += [value for value in vars(weights).values() if isinstance(value, torch.Tensor | PackedMatrix)]
     size = reader.size(sum(part.nbytes for part in parts))

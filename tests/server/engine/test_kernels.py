@@ -12,10 +12,10 @@ from torch.nn import functional as F
 from server.engine import kernels
 from server.engine.errors import KernelsUnavailableError
 from server.engine.kernels import library
-from server.engine.kernels.decoder import PackedKV, layer_struct
+from server.engine.kernels.decoder import PackedKV, layer_struct, matrix_struct
 from server.engine.kernels.library import BatchStruct, KernelLibrary, ModelStruct, load_library
 from server.engine.kernels.packing import PackedLayer, PanelMemory, pack_gate_up, pack_matrix
-from server.engine.quantization import QuantizedMatrix, Weight, linear, of_outputs, quantize
+from server.engine.quantization import QuantizedMatrix, Weight, linear, of_outputs, quantize, rows_of
 from tests.server.engine.support import CONFIG, Loaded, generate, logit_gap, prompt
 
 compiled = pytest.mark.usefixtures("compiled_kernels")  # once for each unit that multiplies
@@ -95,14 +95,15 @@ class Case:
         size = self.library.workspace_bytes(self.model, num_tokens, self.layer.neurons, 0, threads)
         return torch.empty(size, dtype=torch.uint8)
 
-    def head(self, x: torch.Tensor, weight: torch.Tensor, threads: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def head(self, x: torch.Tensor, weight: Weight, threads: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Logits [rows, outputs] and the likeliest of each row, by two calls; `weight`: [outputs, hidden]."""
-        panels = pack_matrix(self.memory, weight).panels
+        packed = pack_matrix(self.memory, weight)
         workspace = self.workspace(len(x), threads)
-        logits, likeliest = torch.empty(len(x), len(weight)), torch.empty(len(x), dtype=torch.int32)
+        outputs = len(weight.values if isinstance(weight, QuantizedMatrix) else weight)
+        logits, likeliest = torch.empty(len(x), outputs), torch.empty(len(x), dtype=torch.int32)
         for function, to in ((self.library.head, logits), (self.library.likeliest, likeliest)):
             function(
-                *(self.model, x.data_ptr(), len(x), self.norm.data_ptr(), panels.data_ptr(), len(weight)),
+                *(self.model, x.data_ptr(), len(x), self.norm.data_ptr(), matrix_struct(packed), outputs),
                 *(to.data_ptr(), workspace.data_ptr(), threads),
             )
         return logits, likeliest
@@ -159,16 +160,19 @@ def rows(count: int, hidden: int) -> torch.Tensor:
 
 
 @compiled
+@pytest.mark.parametrize("quantized", [False, True], ids=["bfloat16", "int8"])
 @pytest.mark.parametrize("threads", [1, 3])
 @pytest.mark.parametrize(("hidden", "outputs"), [(16, 1), (64, 320), (192, 1000), (896, 49)])
-def test_head(hidden: int, outputs: int, threads: int) -> None:
+def test_head(hidden: int, outputs: int, threads: int, quantized: bool) -> None:
     """Norm and a product whose sizes do not fill the panels; and where the largest of it is."""
-    case = Case(hidden)
-    weight = (torch.randn(outputs, hidden) * hidden**-0.5).bfloat16()
+    case = Case(hidden, quantized=quantized)
+    weight: Weight = (torch.randn(outputs, hidden) * hidden**-0.5).bfloat16()
+    if quantized:
+        weight = quantize(weight)
     for count in (1, 2, 13, 14, 40):
         x = rows(count, hidden)
         logits, likeliest = case.head(x, weight, threads)
-        assert_close(logits, product(case.normed(x), weight))
+        assert_close(logits, product(case.normed(x), weight), case.tolerance)
         assert torch.equal(likeliest, logits.argmax(-1))
 
 
@@ -211,16 +215,20 @@ def test_panels_lie_in_huge_pages_one_behind_the_other() -> None:
 
 
 @compiled
-def test_packed_rows_are_the_rows() -> None:
+@pytest.mark.parametrize("quantized", [False, True], ids=["bfloat16", "int8"])
+def test_packed_rows_are_the_rows(quantized: bool) -> None:
     """What embeds tokens where the embedding is the packed head."""
     library = load_library()
-    weight = torch.randn(77, 48).bfloat16()
-    panels = pack_matrix(PanelMemory(library), weight).panels
-    assert panels.shape == (3, 24, 32, 2)
+    weight: Weight = torch.randn(77, 48).bfloat16()
+    if quantized:
+        weight = quantize(weight)
+    packed = pack_matrix(PanelMemory(library), weight)
+    assert packed.panels.shape == ((3, 12, 32, 4) if quantized else (3, 24, 32, 2))
     ids = torch.tensor([0, 76, 31, 32, 32])
     found = torch.empty(5, 48)
-    library.unpack_rows(panels.data_ptr(), panels.shape[1], ids.data_ptr(), 5, 48, found.data_ptr(), 1)
-    assert torch.equal(found, weight[ids].float())
+    words = packed.panels.shape[1]
+    library.unpack_rows(matrix_struct(packed), words, ids.data_ptr(), 5, 48, found.data_ptr(), 1)
+    assert torch.equal(found, rows_of(weight, ids).float())
 
 
 @compiled
@@ -252,7 +260,7 @@ def test_nested_mlp(hidden: int, neurons: int, threads: int, quantized: bool) ->
 @compiled
 @pytest.mark.parametrize("count", [1, 2, 13, 40])
 def test_integers_multiply_exactly(count: int) -> None:
-    """Rows whose norm is certain to the last bit: no integer is rounded another way, so nothing else is off."""
+    """Rows whose norm is certain to the last bit: no integer is rounded another way, and nothing is off."""
     case = Case(192, neurons=344, quantized=True)
     case.norm.fill_(1)
     x = rows(count, 192).sign()

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from pruning.delta import PROJECTIONS, Delta
 from server.engine import kernels
-from server.engine.quantization import linear, quantize
+from server.engine.quantization import QuantizedMatrix, linear, quantize, rows_of
 from server.engine.variant import Variant
 from tests.deltas import random_delta
 from tests.server.engine.support import Loaded, generate, logit_gap, prompt
@@ -67,24 +67,34 @@ def test_a_product_is_that_of_what_was_rounded(dtype: torch.dtype) -> None:
 
 
 def reference(loaded: Loaded, variant: Variant, delta: Delta | None = None) -> PreTrainedModel:
-    """transformers' network, cut to the variant's widths, whose layers multiply as quantized ones do."""
+    """transformers' network, cut to the variant's widths, that multiplies as a quantized one does."""
     model = loaded.reference(variant)
     whole = dict(loaded.reference(loaded.dense).named_modules())
     for name, module in model.named_modules():
-        if not isinstance(module, nn.Linear) or ".layers." not in name:
+        if isinstance(module, nn.Embedding):
+            rounded = quantize(module.weight.detach())
+            module.forward = partial(_embed, weight=rounded)  # type: ignore[method-assign]
+        if not isinstance(module, nn.Linear):
             continue
         # Scales of Wd are those of all neurons; the other maps have an output's weights whole in any cut.
         peaks = whole[name].weight.detach().abs().amax(1) if name.endswith("down_proj") else None
         weight = quantize(module.weight.detach(), peaks)
-        layer, projection = int(name.split(".")[2]), name.split(".")[-1]
-        low_rank = delta.layers[layer].get(projection) if delta else None  # type: ignore[call-overload]
+        low_rank = None
+        if delta and ".layers." in name:
+            low_rank = delta.layers[int(name.split(".")[2])].get(name.split(".")[-1])  # type: ignore[call-overload]
         added = torch.zeros_like(module.weight) if low_rank is None else low_rank.product().float()
         module.forward = partial(_forward, weight=weight, bias=module.bias, added=added)  # type: ignore[method-assign]
     return model
 
 
-def _forward(x: torch.Tensor, *, weight, bias, added) -> torch.Tensor:
+def _forward(
+    x: torch.Tensor, *, weight: QuantizedMatrix, bias: torch.Tensor | None, added: torch.Tensor
+) -> torch.Tensor:
     return linear(x.flatten(0, -2), weight, bias).unflatten(0, x.shape[:-1]) + F.linear(x, added)
+
+
+def _embed(token_ids: torch.Tensor, *, weight: QuantizedMatrix) -> torch.Tensor:
+    return rows_of(weight, token_ids.flatten()).unflatten(0, token_ids.shape)
 
 
 def variants_of(loaded: Loaded) -> list[Variant]:
@@ -142,10 +152,12 @@ def test_bytes_are_those_held(loaded: Loaded) -> None:
     engine, cut = (loaded.engine(widths, kernels="torch", quantization="int8") for widths in (None, MIDDLE))
     assert engine.standalone_bytes(loaded.dense.widths) == engine.weight_bytes
     assert engine.standalone_bytes(MIDDLE) == cut.weight_bytes
+    assert engine.embedding_bytes == 320 * (64 + 4)
     assert engine.parameters(MIDDLE) == plain.parameters(MIDDLE) == cut.parameters(MIDDLE)
-    # Numbers of 1 byte for 4, and 4 bytes of scale for each output: of qkv, output, gate, up and down.
-    outputs = 3 * (128 + 64 + 192 + 192 + 64)
-    numbers = 3 * 64 * (128 + 64 + 192 + 192 + 192)
+    # Numbers of 1 byte for 4, and 4 of scale for each output: of qkv, output, gate, up, down, vocabulary.
+    tables = 1 if loaded.checkpoint.config.tie_word_embeddings else 2
+    outputs = 3 * (128 + 64 + 192 + 192 + 64) + tables * 320
+    numbers = 3 * 64 * (128 + 64 + 192 + 192 + 192) + tables * 320 * 64
     assert plain.weight_bytes - engine.weight_bytes == 3 * numbers - 4 * outputs
 
 

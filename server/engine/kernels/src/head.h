@@ -48,9 +48,9 @@ struct LargestOutputs {
   }
 };
 
-// hidden: [count][hidden] float32. head: packed. destination(team): where a thread's outputs go.
+// hidden: [count][hidden] float32. destination(team): where a thread's outputs go.
 template <class Destinations>
-inline void multiply_head(const Model& model, const float* hidden, int count, const float* norm, const Pair* head,
+inline void multiply_head(const Model& model, const float* hidden, int count, const float* norm, const Matrix& head,
                           void* workspace, int threads, Destinations destination) {
   Workspace memory(workspace);
   const Scratch scratch(memory, model, count, 0, 0, threads);
@@ -62,8 +62,8 @@ inline void multiply_head(const Model& model, const float* hidden, int count, co
     const Team team = Team::current(meeting);
     rms_norm(team, hidden, norm, model.hidden, model.eps, tiles, scratch.normed);
     team.barrier();
-    multiply_panels(team, Matrix{head, nullptr}, Factor{scratch.normed, nullptr, nullptr}, tiles, false,
-                    destination(team), scratch.sums_of(team));
+    const Factor x = factor_for(team, head, scratch.normed, tiles, false, scratch.quantized);
+    multiply_panels(team, head, x, tiles, false, destination(team), scratch.sums_of(team));
   }
 }
 

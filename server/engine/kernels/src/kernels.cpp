@@ -62,13 +62,21 @@ SECATEUR_EXPORT void secateur_advise_huge_pages(void* memory, int64_t bytes) {
   if (end > begin) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
 }
 
-// Rows of a packed matrix, one for each of `outputs`: to [count][inputs] float32.
-SECATEUR_EXPORT void secateur_unpack_rows(const Bfloat16* panels, int64_t pairs, const int64_t* outputs,
-                                          int64_t count, int64_t inputs, float* to, int threads) {
+// Rows of a packed matrix, one for each of `outputs`, of so many words: to [count][inputs] float32.
+SECATEUR_EXPORT void secateur_unpack_rows(const Matrix* matrix, int64_t words, const int64_t* outputs, int64_t count,
+                                          int64_t inputs, float* to, int threads) {
 #pragma omp parallel for num_threads(threads) schedule(static)
   for (int64_t i = 0; i < count; ++i) {
-    const Bfloat16* from = panels + (outputs[i] / kPanel * pairs * kPanel + outputs[i] % kPanel) * 2;
-    for (int64_t k = 0; k < inputs; ++k) to[i * inputs + k] = to_float(from[k / 2 * kPanel * 2 + k % 2]);
+    const Word* row = matrix->panels + outputs[i] / kPanel * words * kPanel + outputs[i] % kPanel;
+    float* values = to + i * inputs;
+    if (matrix->scales) {
+      const uint8_t* from = reinterpret_cast<const uint8_t*>(row);
+      for (int64_t k = 0; k < inputs; ++k)
+        values[k] = (from[k / 4 * kPanel * 4 + k % 4] - 128) * matrix->scales[outputs[i]];
+    } else {
+      const Bfloat16* from = reinterpret_cast<const Bfloat16*>(row);
+      for (int64_t k = 0; k < inputs; ++k) values[k] = to_float(from[k / 2 * kPanel * 2 + k % 2]);
+    }
   }
 }
 
@@ -147,18 +155,18 @@ SECATEUR_EXPORT void secateur_forward(const Model* model, const Layer* layers, i
 
 // Norm and head of `count` rows of `hidden`: logits [count][outputs] float32.
 SECATEUR_EXPORT void secateur_head(const Model* model, const float* hidden, int count, const float* norm,
-                                   const Pair* head, int outputs, float* logits, void* workspace, int threads) {
-  multiply_head(*model, hidden, count, norm, head, workspace, threads,
+                                   const Matrix* head, int outputs, float* logits, void* workspace, int threads) {
+  multiply_head(*model, hidden, count, norm, *head, workspace, threads,
                 [&](const Team&) { return Destination{logits, outputs, Output::kFloat32, nullptr}; });
 }
 
 // The same, but only where the largest logit of each row is, the first of equals: token_ids [count].
 SECATEUR_EXPORT void secateur_likeliest(const Model* model, const float* hidden, int count, const float* norm,
-                                        const Pair* head, int outputs, int32_t* token_ids, void* workspace,
+                                        const Matrix* head, int outputs, int32_t* token_ids, void* workspace,
                                         int threads) {
   const size_t stride = count;
   std::vector<Largest> largest(threads * stride);  // [threads][count]
-  multiply_head(*model, hidden, count, norm, head, workspace, threads,
+  multiply_head(*model, hidden, count, norm, *head, workspace, threads,
                 [&](const Team& team) { return LargestOutputs{&largest[team.id * stride], outputs}; });
   for (int row = 0; row < count; ++row) {
     for (int thread = 1; thread < threads; ++thread) largest[row].take(largest[thread * stride + row]);
