@@ -57,8 +57,15 @@ class StateCollector(Collector):
             yield from _guard(statuses)
         yield from self._memory()
         yield from self._joules()
-        build = {"version": __version__, "torch": torch.__version__, "python": platform.python_version()}
-        yield InfoMetricFamily("secateur_build", "1; what runs.", {**build, "model": self._registry.model})
+        build = {
+            "version": __version__,
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+            "model": self._registry.model,
+            "kernels": self._async_engine.kernels.partition(":")[0],  # of torch not why
+            "precision": self._async_engine.precision,
+        }
+        yield InfoMetricFamily("secateur_build", "1; what runs, and in which numbers.", build)
 
     def _queue(self, statuses: Sequence[VariantStatus]) -> Iterator[GaugeMetricFamily]:
         # The engine steps only while it has work, so with none left the last step's numbers are history.

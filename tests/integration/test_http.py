@@ -142,6 +142,7 @@ def test_what_there_is(client: httpx.Client, live: Live) -> None:
 def test_eight_bits_are_served_at_every_size(tiny: Tiny, dtype: str) -> None:
     with running(tiny, dtype=dtype, quantization="int8") as live, live.client() as client:
         assert client.get("/version").json()["precision"] == f"{dtype} int8"
+        assert f'precision="{dtype} int8"' in client.get("/metrics").text
         for sparsity in (0.0, 0.1, 0.2):
             answer = client.post(CHAT, json={**HI, "sparsity": sparsity, "max_tokens": 4})
             assert answer.status_code == 200
