@@ -3,7 +3,8 @@
 Needs matplotlib. Knows grounds, not how they came about. The same results give the same bytes.
 """
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,8 @@ from eval.science.reading import OURS
 ACCURACY_PLOT, RETENTION_PLOT = "science-accuracy.svg", "science-retention.svg"
 PUBLISHED = f"{PAPER}, published"
 _PUBLISHED_STYLE: Any = {"color": "black", "linestyle": "--", "marker": "x", "markersize": 4}
+_MARKERS = "os^DvP*X<>"  # of orders themselves, and of what is done to them
+_MARGIN = 2  # points above the highest interval
 
 
 def draw(grounds: Mapping[tuple[str, str], Ground], directory: Path) -> list[Path]:
@@ -31,13 +34,18 @@ def draw(grounds: Mapping[tuple[str, str], Ground], directory: Path) -> list[Pat
 
     mpl.use("svg")
     with mpl.rc_context(STYLE):
-        accuracy = Figure(figsize=(9.0, 6.5), layout="constrained")
+        accuracy = Figure(figsize=(9.0, 7.0), layout="constrained")
+        styles = _styles(method for ground in grounds.values() for method in ground.methods)
         for axes, (model, task) in zip(
             accuracy.subplots(len(MODELS), len(TASKS), sharex=True, sharey=True).flat,
             [(model, task) for model in MODELS for task in TASKS],
             strict=True,
         ):
-            _accuracy(axes, grounds[model, task])
+            _accuracy(axes, grounds[model, task], styles)
+        highest = max(
+            (p.score.high for ground in grounds.values() for p in ground.points.values()), default=1
+        )
+        axes.set_ylim(0, 100 * highest + _MARGIN)
         handles, labels = _legend(accuracy)
         accuracy.legend(handles, labels, loc="outside lower center", ncols=3)
         retention = Figure(figsize=(6.0, 3.6), layout="constrained")
@@ -48,13 +56,33 @@ def draw(grounds: Mapping[tuple[str, str], Ground], directory: Path) -> list[Pat
     return paths
 
 
-def _accuracy(axes: Any, ground: Ground) -> None:
+def _styles(methods: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """A colour for each order; what is done to one ("+ recovered", "in int8") has its colour and other markers.
+
+    The latter was done at one sparsity, or at a few by themselves, so no line connects it.
+    """
+    parts = {method: re.split(r" (?=\+ |in )", method, maxsplit=1) for method in methods}
+    colors = dict.fromkeys(order for order, *_ in parts.values() if order != DENSE)
+    markers = ["", *dict.fromkeys(done for _, *rest in parts.values() for done in rest)]
+    return {
+        method: {
+            "color": "gray" if order == DENSE else f"C{list(colors).index(order)}",
+            "marker": _MARKERS[markers.index("".join(done)) % len(_MARKERS)],
+            "markersize": 5 if done else 3,
+            "linestyle": "none" if done else "-",
+        }
+        for method, (order, *done) in parts.items()
+    }
+
+
+def _accuracy(axes: Any, ground: Ground, styles: Mapping[str, dict[str, Any]]) -> None:
     axes.set_title(f"{ground.model} at {ground.task}")
     axes.set_xlabel("MLP neurons removed, %")
     axes.set_ylabel("items solved, %")
     axes.grid(alpha=0.3)
-    for number, method in enumerate(ground.methods):
-        points = _curve(ground, method)
+    for method in ground.methods:
+        style = styles[method]
+        points = ground.of(method) if style["linestyle"] == "none" else _curve(ground, method)
         if not points:
             continue
         shares = [100 * point.score.accuracy for point in points]
@@ -64,11 +92,9 @@ def _accuracy(axes: Any, ground: Ground) -> None:
             [100 * point.exact_sparsity for point in points],
             shares,
             yerr=[low, high],
-            marker="o",
-            markersize=3,
             capsize=2,
-            color=f"C{number}",
             label=method,
+            **style,
         )
     if (ground.model, ground.task) == (PAPER_MODEL, PAPER_TASK):
         shares = [100 * DENSE_ACCURACY, *(100 * share for share in ACCURACY.values())]
@@ -76,7 +102,6 @@ def _accuracy(axes: Any, ground: Ground) -> None:
     elif not ground.points:
         axes.text(0.5, 0.5, "not measured yet", ha="center", va="center", transform=axes.transAxes)
     axes.set_xlim(-1, 37)
-    axes.set_ylim(bottom=0)
 
 
 def _retention(axes: Any, grounds: Mapping[tuple[str, str], Ground]) -> None:
