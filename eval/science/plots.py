@@ -57,7 +57,7 @@ def draw(grounds: Mapping[tuple[str, str], Ground], directory: Path) -> list[Pat
 
 
 def _styles(methods: Iterable[str]) -> dict[str, dict[str, Any]]:
-    """A colour for each order; what is done to one ("+ recovered", "in int8") has its colour and other markers.
+    """A colour for each order; what is done to one ("+ recovered", "in int8") has it too, and other markers.
 
     The latter was done at one sparsity, or at a few by themselves, so no line connects it.
     """
