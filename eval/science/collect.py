@@ -3,6 +3,7 @@
 Results of other items, weights or limits are not put together. Knows files, and draws no conclusions.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -153,6 +154,12 @@ def _read_study(study: StudyResults, path: str) -> _Read:
     ]
     weights = {"fingerprint": study.model["fingerprint"], "dtype": study.model["dtype"]}
     return _Read(Source(path, study.provenance), _conditions(study.task, study.settings, weights), points)
+
+
+def order_and_rest(method: str) -> tuple[str, str]:
+    """The order that a method goes by, and what else its name says: a delta, 8 bits, or nothing."""
+    order, *rest = re.split(r" (?=\+ |in int8$)", method, maxsplit=1)
+    return order, "".join(rest)
 
 
 def _read_evaluation(evaluation: Evaluation, path: str) -> _Read:

@@ -3,13 +3,12 @@
 Needs matplotlib. Knows grounds, not how they came about. The same results give the same bytes.
 """
 
-import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from eval.plots import STYLE
-from eval.science.collect import DENSE, MODELS, TASKS, Ground, Point
+from eval.science.collect import DENSE, MODELS, TASKS, Ground, Point, order_and_rest
 from eval.science.published import (
     ACCURACY,
     DENSE_ACCURACY,
@@ -61,17 +60,17 @@ def _styles(methods: Iterable[str]) -> dict[str, dict[str, Any]]:
 
     The latter was done at one sparsity, or at a few by themselves, so no line connects it.
     """
-    parts = {method: re.split(r" (?=\+ |in )", method, maxsplit=1) for method in methods}
-    colors = dict.fromkeys(order for order, *_ in parts.values() if order != DENSE)
-    markers = ["", *dict.fromkeys(done for _, *rest in parts.values() for done in rest)]
+    parts = {method: order_and_rest(method) for method in methods}
+    orders = list(dict.fromkeys(order for order, _ in parts.values() if order != DENSE))
+    rests = ["", *dict.fromkeys(rest for _, rest in parts.values() if rest)]
     return {
         method: {
-            "color": "gray" if order == DENSE else f"C{list(colors).index(order)}",
-            "marker": _MARKERS[markers.index("".join(done)) % len(_MARKERS)],
-            "markersize": 5 if done else 3,
-            "linestyle": "none" if done else "-",
+            "color": "gray" if order == DENSE else f"C{orders.index(order)}",
+            "marker": _MARKERS[rests.index(rest) % len(_MARKERS)],
+            "markersize": 5 if rest else 3,
+            "linestyle": "none" if rest else "-",
         }
-        for method, (order, *done) in parts.items()
+        for method, (order, rest) in parts.items()
     }
 
 

@@ -21,7 +21,7 @@ from torch.nn import functional as F
 
 from pruning.delta import LowRank
 from server.engine.delta import LowRankRows, add_low_rank
-from server.engine.quantization import QuantizedMatrix, Weight, linear, multiply, of_outputs, quantize
+from server.engine.quantization import Weight, linear, multiply, of_inputs, of_outputs, quantize
 
 
 class NeuronBlock(NamedTuple):
@@ -91,11 +91,12 @@ class NestedMLP:
         """[tokens, hidden] → the same. `blocks` is what `neuron_blocks` made of the batch."""
         assert blocks[0].num_tokens == len(x), "the narrowest variant's neurons serve every token"
         neurons = [self._neurons(x, block, deltas) for block in blocks]
-        y, *rest = self._products(neurons, blocks)
-        if not rest and not deltas.down:
+        products = self._products(neurons, blocks)
+        y = next(products)
+        if len(blocks) == 1 and not deltas.down:
             return y
         total = y.float()  # each block is rounded once, as a whole MLP is; their sum is not rounded again
-        for block, product in zip(blocks[1:], rest, strict=True):
+        for block, product in zip(blocks[1:], products, strict=True):
             total[: block.num_tokens] += product
         for rows in deltas.down:
             total[rows.start : rows.stop] += _inner_product(rows, neurons, blocks)
@@ -116,18 +117,16 @@ class NestedMLP:
         self, neurons: Sequence[torch.Tensor], blocks: Sequence[NeuronBlock]
     ) -> Iterator[torch.Tensor]:
         """h Wdᵀ of each block."""
-        down = self.down
-        if isinstance(down, torch.Tensor):
-            yield from (
-                h @ down[:, block.start : block.stop].T for h, block in zip(neurons, blocks, strict=True)
-            )
-            return
-        peaks = neurons[0].new_zeros(len(neurons[0]))  # a token has one scale for all its neurons
-        for h in neurons:
-            peaks[: len(h)] = torch.maximum(peaks[: len(h)], h.abs().amax(1))
+        peaks = neurons[0].new_zeros(len(neurons[0]))  # in 8 bits a token has one scale for all its neurons
+        if not isinstance(self.down, torch.Tensor):
+            for h in neurons:
+                peaks[: len(h)] = torch.maximum(peaks[: len(h)], h.abs().amax(1))
         for h, block in zip(neurons, blocks, strict=True):
-            weight = QuantizedMatrix(down.values[:, block.start : block.stop], down.scales)
-            yield multiply(quantize(h, peaks[: len(h)]), weight, h.dtype)
+            weight = of_inputs(self.down, block.start, block.stop)
+            if isinstance(weight, torch.Tensor):
+                yield h @ weight.T
+            else:
+                yield multiply(quantize(h, peaks[: len(h)]), weight, h.dtype)
 
 
 def _inner_product(

@@ -74,3 +74,10 @@ def of_outputs(weight: Weight, start: int, stop: int) -> Weight:
     if isinstance(weight, torch.Tensor):
         return weight[start:stop]
     return QuantizedMatrix(weight.values[start:stop], weight.scales[start:stop])
+
+
+def of_inputs(weight: Weight, start: int, stop: int) -> Weight:
+    """The columns that inputs [start, stop) are multiplied with."""
+    if isinstance(weight, torch.Tensor):
+        return weight[:, start:stop]
+    return QuantizedMatrix(weight.values[:, start:stop], weight.scales)

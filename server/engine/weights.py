@@ -174,8 +174,8 @@ class WeightReader:
     def matrix(self, tensors: TensorReader, *names: str) -> Weight:
         """Whole ones of an open checkpoint, one above the other."""
         if not self._quantized:
-            parts = [tensors.get(name).to(self._device, self._dtype) for name in names]
-            return self._counted(torch.cat(parts) if len(parts) > 1 else parts[0].clone())
+            parts = [self.tensor(tensors, name) for name in names]
+            return torch.cat(parts) if len(parts) > 1 else parts[0]
         slices = [
             quantize(tensors.rows(name, start, stop).to(self._device, self._dtype))
             for name in names
@@ -209,10 +209,10 @@ class WeightReader:
         hidden, _ = tensors.shape(name)
         kept, scales = self._empty(width, hidden), self._empty_scales(hidden)
         for start, stop in _slices(hidden):
-            rows = tensors.rows(name, start, stop).to(self._device, self._dtype)
-            columns = rows[:, permutation[:width].to(self._device)]
+            rows = tensors.rows(name, start, stop)
+            columns = rows[:, permutation[:width]].to(self._device, self._dtype)
             if self._quantized:
-                quantized = quantize(columns, peaks=rows.abs().amax(1))
+                quantized = quantize(columns, peaks=rows.abs().amax(1).to(self._device, self._dtype))
                 columns, scales[start:stop] = quantized.values, quantized.scales
             kept[:, start:stop] = columns.T
         return self._counted(QuantizedMatrix(kept.T, scales) if self._quantized else kept.T)

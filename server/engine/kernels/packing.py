@@ -71,14 +71,14 @@ class PanelMemory:
         self.library = library
         self._chunk = torch.empty(0, dtype=torch.bfloat16)
 
-    def take(self, panels: int, words: int) -> torch.Tensor:
-        """[panels, words, 32, 2] of zeros in bfloat16."""
+    def take(self, panels: int, words: int, dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:
+        """[panels, words, 32, numbers in a word] of zeros."""
         count = panels * words * PANEL * 2
         if count > len(self._chunk):
             self._chunk = self._aligned(max(count, _CHUNK))
             self.library.advise_huge_pages(self._chunk.data_ptr(), self._chunk.nbytes)
         taken, self._chunk = self._chunk[:count], self._chunk[count:]
-        return taken.zero_().view(panels, words, PANEL, 2)
+        return taken.zero_().view(dtype).view(panels, words, PANEL, -1)
 
     @staticmethod
     def _aligned(count: int) -> torch.Tensor:
@@ -118,7 +118,8 @@ def pack_matrix(memory: PanelMemory, weight: Weight, pad_inputs_to: int = LANES)
     """[outputs, inputs] in bfloat16 or quantized, of any strides → panels."""
     numbers = _numbers(weight)
     outputs, inputs = numbers.shape
-    panels = _take(memory, -(-outputs // PANEL), _padded(inputs, pad_inputs_to), numbers)
+    words = _words(_padded(inputs, pad_inputs_to), numbers)
+    panels = memory.take(-(-outputs // PANEL), words, numbers.dtype)
     _pack(memory.library, numbers, PANEL, 0, panels)
     if isinstance(weight, torch.Tensor):
         return PackedMatrix(panels, None)
@@ -134,7 +135,7 @@ def pack_gate_up(memory: PanelMemory, gate: Callable[[], Weight], up: Callable[[
         numbers = _numbers(weight)
         neurons, hidden = numbers.shape
         if panels is None:
-            panels = _take(memory, -(-neurons // LANES), hidden, numbers)
+            panels = memory.take(-(-neurons // LANES), _words(hidden, numbers), numbers.dtype)
         _pack(memory.library, numbers, LANES, lane, panels)
         if isinstance(weight, QuantizedMatrix):
             scales.append(_padded_scales(weight, len(panels) * LANES).view(-1, LANES))
@@ -167,14 +168,13 @@ def _numbers(weight: Weight) -> torch.Tensor:
     return weight
 
 
+def _words(inputs: int, numbers: torch.Tensor) -> int:
+    """What so many inputs take."""
+    return inputs * numbers.itemsize // 4
+
+
 def _padded_scales(weight: QuantizedMatrix, count: int) -> torch.Tensor:
     return F.pad(weight.scales, (0, count - len(weight.scales)))
-
-
-def _take(memory: PanelMemory, panels: int, inputs: int, numbers: torch.Tensor) -> torch.Tensor:
-    """Panels of so many inputs, each as large as `numbers` are."""
-    in_word = 4 // numbers.itemsize
-    return memory.take(panels, inputs // in_word).view(numbers.dtype).view(panels, -1, PANEL, in_word)
 
 
 def _pack(

@@ -15,12 +15,12 @@ from server.engine.delta import TorchDelta, stacked
 from server.engine.engine import Engine
 from server.engine.kernels.delta import pack_delta
 from server.engine.kernels.library import BatchStruct
-from server.engine.quantization import Weight, of_outputs
+from server.engine.quantization import Weight, of_inputs, of_outputs
 from server.engine.request import Request
 from server.engine.variant import Variant
 from tests.deltas import random_delta
 from tests.server.engine.support import GREEDY, Loaded, generate, logit_gap, prompt
-from tests.server.engine.test_kernels import Case, assert_close, compiled, of_inputs, product, rows
+from tests.server.engine.test_kernels import Case, assert_close, compiled, product, rows
 from tests.server.engine.test_laws import MIDDLE, NARROW, TIE
 
 
@@ -169,4 +169,4 @@ def reference_mlp(case: Case, x: torch.Tensor, width: int, delta: Delta | None) 
     x = case.normed(x)
     gate = corrected(x, of_outputs(case.gate, 0, width), "gate_proj")
     up = corrected(x, of_outputs(case.up, 0, width), "up_proj")
-    return corrected(F.silu(gate) * up, of_inputs(case.down, width), "down_proj")
+    return corrected(F.silu(gate) * up, of_inputs(case.down, 0, width), "down_proj")

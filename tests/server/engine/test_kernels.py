@@ -15,7 +15,15 @@ from server.engine.kernels import library
 from server.engine.kernels.decoder import PackedKV, layer_struct, matrix_struct
 from server.engine.kernels.library import BatchStruct, KernelLibrary, ModelStruct, load_library
 from server.engine.kernels.packing import PackedLayer, PanelMemory, pack_gate_up, pack_matrix
-from server.engine.quantization import QuantizedMatrix, Weight, linear, of_outputs, quantize, rows_of
+from server.engine.quantization import (
+    QuantizedMatrix,
+    Weight,
+    linear,
+    of_inputs,
+    of_outputs,
+    quantize,
+    rows_of,
+)
 from tests.server.engine.support import CONFIG, Loaded, generate, logit_gap, prompt
 
 compiled = pytest.mark.usefixtures("compiled_kernels")  # once for each unit that multiplies
@@ -114,7 +122,7 @@ class Case:
     def mlp(self, x: torch.Tensor, width: int) -> torch.Tensor:
         x = self.normed(x)
         gate, up = product(x, of_outputs(self.gate, 0, width)), product(x, of_outputs(self.up, 0, width))
-        return product(F.silu(gate) * up, of_inputs(self.down, width))
+        return product(F.silu(gate) * up, of_inputs(self.down, 0, width))
 
     def attention(self, x: torch.Tensor) -> torch.Tensor:
         """Of one whole request [tokens, hidden] without a cache."""
@@ -146,13 +154,6 @@ def product(x: torch.Tensor, weight: Weight) -> torch.Tensor:
     """In float32, of rows in bfloat16."""
     x = x.bfloat16().float()
     return linear(x, weight.float() if isinstance(weight, torch.Tensor) else weight)
-
-
-def of_inputs(weight: Weight, count: int) -> Weight:
-    """The columns that the first inputs multiply."""
-    if isinstance(weight, torch.Tensor):
-        return weight[:, :count]
-    return QuantizedMatrix(weight.values[:, :count], weight.scales)
 
 
 def rows(count: int, hidden: int) -> torch.Tensor:

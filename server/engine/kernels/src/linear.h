@@ -124,7 +124,7 @@ inline void multiply_inner(const Team& team, const MapDeltas& deltas, const Pack
   for (const RowTile& tile : tiles) {
     const LowRank* delta = deltas.of(tile);
     if (!delta) continue;
-    const int pairs = prefix ? tile.blocks * 8 : rows.words;
+    const int pairs = rows.depth(tile, prefix);
     const int own = static_cast<int>(delta->pairs / kLanes);
     const int begin = std::max<int>(0, team.begin(panels) - before), end = std::min<int>(own, team.end(panels) - before);
     for (int panel = begin; panel < end; ++panel) {
@@ -228,15 +228,14 @@ inline void multiply_some(const Matrix& matrix, int first, int end, const Factor
 
 // The team multiplies rows with all panels of `matrix`.
 //
-// x: in the matrix's format. A tile sums over the words of its first 16 * blocks inputs where
-// `prefix`, else over all.
+// x: in the matrix's format. prefix: a tile sums over its first 16 * blocks inputs, else over all.
 // to: takes 16 outputs of a row at a time, and says how many `columns` there are (Destination).
 // sums: this thread's, [Pieces::kMostTogether][rows][32].
 // deltas: with `inner` computed.
 template <class To>
 inline void multiply_panels(const Team& team, const Matrix& matrix, const Factor& x, const RowTiles& tiles, bool prefix,
                             const To& to, float* sums, const MapDeltas& deltas = {}) {
-  const auto depth = [&](const RowTile& tile) { return prefix ? tile.blocks * x.block_words() : x.rows.words; };
+  const auto depth = [&](const RowTile& tile) { return x.depth(tile, prefix); };
   const Pieces pieces = Pieces::of(tiles, depth(tiles.front()));
   const int panels = (to.columns + kPanel - 1) / kPanel;
   const int count = tiles.back().first + tiles.back().rows;

@@ -33,8 +33,8 @@ inline std::vector<int> cut_blocks(int threads, const RowTiles& tiles) {
   return begins;
 }
 
-// First half. `x`: of hidden inputs, in the format of `matrix`; `neurons`: packed rows of as many pairs as neurons are held / 2,
-// zero from a row's width to its tile's; `sums`: this thread's, [rows][32]; `deltas`: with `inner` computed.
+// First half. `x`: of hidden inputs, in the format of `matrix`; `neurons`: packed rows of as many pairs as neurons are
+// held / 2, zero from a row's width to its tile's; `sums`: this thread's, [rows][32]; `deltas`: with `inner` computed.
 inline void gate_up(const Team& team, const Matrix& matrix, const Factor& x, const RowTiles& tiles,
                     const int32_t* widths, const PackedRows& neurons, float* sums, const MapDeltas& deltas) {
   const std::vector<int> begins = cut_blocks(team.count, tiles);

@@ -17,7 +17,9 @@ struct Factor {
   float* scales;     // [rows] value = scale * integer; null for pairs
   int32_t* offsets;  // [rows]
 
-  int block_words() const { return scales ? kLanes / 4 : kLanes / 2; }  // what 16 inputs take
+  int depth(const RowTile& tile, bool prefix) const {
+    return rows.depth(tile, prefix, scales ? kLanes / 4 : kLanes / 2);
+  }
 
   // 16 sums of integers of row `row` as the numbers they stand for. `output_scales`: of those 16 outputs.
   SECATEUR_INLINE __m512 to_float(int row, __m512i sums, const float* output_scales) const {
@@ -104,7 +106,7 @@ inline Factor factor_for(const Team& team, const Matrix& matrix, const PackedRow
     const int first = std::max(begin - tile.first, 0), stop = std::min(end - tile.first, tile.rows);
     if (first >= stop) continue;
     const Pair* pairs = rows.tile(tile);
-    const int count = prefix ? tile.blocks * kLanes / 2 : rows.words;
+    const int count = rows.depth(tile, prefix);
     Quad* quads = factor.rows.data + tile.first * PackedRows::room(factor.rows.words);
     float* scales = factor.scales + tile.first;
     int32_t* offsets = factor.offsets + tile.first;

@@ -77,6 +77,11 @@ struct PackedRows {
     return data + tile.first * room(words) + static_cast<size_t>(first_word) * tile.rows;
   }
 
+  // How many words a tile sums over: all, or where `prefix` those of the neurons it reaches, of which 16 take `block`.
+  int depth(const RowTile& tile, bool prefix, int block = kLanes / 2) const {
+    return prefix ? tile.blocks * block : words;
+  }
+
   // Writes 16 neighbouring values of row `row` of a tile, rounded, as pairs `first_pair` to `first_pair + 7`.
   void store(__m512 values, const RowTile& tile, int row, int first_pair) const {
     Pair* to = data + tile.first * room(words);
