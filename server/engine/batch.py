@@ -4,6 +4,7 @@ from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from server.engine.attention import AttentionSpan
@@ -16,7 +17,7 @@ class Batch:
     """One step's tokens, widest variant first.
 
     Attributes:
-        token_ids, positions, slots: [tokens]; a slot is where a token's KV is kept.
+        token_ids, positions, slots: [tokens], on the CPU; a slot is where a token's KV is kept.
         spans: the same tokens request by request, each with where its KV is; in order, without gaps.
         neuron_blocks: per layer, which neurons multiply which tokens.
         output_rows: the tokens whose logits somebody may want, in order; those of a request are neighbours.
@@ -36,6 +37,14 @@ class Batch:
         """Whether every token is among `output_rows`."""
         return len(self.output_rows) == len(self.token_ids)
 
+    def row_widths(self) -> "np.ndarray[tuple[int, int], np.dtype[np.int32]]":
+        """[layers, tokens]: the neurons that serve each token."""
+        widths = np.empty((len(self.neuron_blocks), len(self.token_ids)), dtype=np.int32)
+        for row, blocks in zip(widths, self.neuron_blocks, strict=True):
+            for block in blocks:  # from the narrowest on: what reaches further overwrites
+                row[: block.num_tokens] = block.stop
+        return widths
+
     def outputs(self) -> "Batch":
         """Only the tokens of `output_rows`, and only the last layer's neurons.
 
@@ -46,7 +55,7 @@ class Batch:
         def moved(row: int) -> int:
             return bisect_left(rows, row)
 
-        kept = torch.tensor(rows, dtype=torch.long, device=self.token_ids.device)
+        kept = torch.tensor(rows, dtype=torch.long)
         return Batch(
             token_ids=self.token_ids[kept],
             positions=self.positions[kept],

@@ -43,7 +43,7 @@ class Engine:
     Attributes:
         resident_widths: neurons held per layer; no variant may be wider.
         weight_bytes, kv_bytes: device memory of weights and of KV blocks.
-        kernels: what computes, "amx-bf16", "avx512-bf16" or "torch: <why>".
+        kernels: what computes, "amx-bf16", "avx512-bf16", "cuda-graphs" or "torch: <why>".
     """
 
     def __init__(
@@ -189,7 +189,7 @@ def load_engine(
     decoder, size = _load_decoder(kernels, reader, checkpoint.config, config, num_blocks)
     pool = BlockPool(num_blocks, config.block_size, enable_prefix_caching=config.enable_prefix_caching)
     scheduler = Scheduler(config, pool, checkpoint.eos_token_ids)
-    runner = ModelRunner(decoder, config.block_size, device)
+    runner = ModelRunner(decoder, config.block_size)
     return Engine(config, runner, scheduler, pool, decoder, size, kernels.description)
 
 
@@ -202,8 +202,14 @@ def _load_decoder(
 ) -> tuple[Decoder, WeightSize]:
     if kernels.library is None:
         weights = load_weights(reader)
-        model = DecoderModel(model_config, weights, config.max_model_len, num_blocks, config.block_size)
-        return model, weights.size
+        shape = config.max_model_len, num_blocks, config.block_size
+        if not kernels.uses_graphs:
+            return DecoderModel(model_config, weights, *shape), weights.size
+        # Here, because Triton need not be installed.
+        from server.engine.kernels.cuda.decoder import CudaDecoder
+
+        small_step = max(config.max_num_seqs, config.prompt_lookup_tokens)
+        return CudaDecoder(model_config, weights, *shape, small_step), weights.size
     packed = pack_weights(kernels.library, reader)
     decoder = CompiledDecoder(
         kernels.library,

@@ -126,7 +126,10 @@ class DecoderModel:
     def forward(self, batch: Batch) -> torch.Tensor:
         """What the layers make of `batch.output_rows`, [rows, hidden]; keeps the batch's keys and values."""
         weights = self._weights
-        hidden = rows_of(weights.embedding, batch.token_ids).to(weights.norm.dtype)  # [tokens, hidden]
+        like = weights.norm
+        hidden = rows_of(weights.embedding, batch.token_ids.to(like.device)).to(
+            like.dtype
+        )  # [tokens, hidden]
         step = self._step(batch)
         *layers, last = zip(self._layers, self._kv, batch.neuron_blocks, strict=True)
         for layer, kv, blocks in layers:
@@ -154,9 +157,10 @@ class DecoderModel:
 
     def _step(self, batch: Batch) -> "_Step":
         like = self._weights.norm
+        positions = batch.positions.to(like.device)
         return _Step(
-            rotary=(self._cos[batch.positions, None], self._sin[batch.positions, None]),
-            slots=batch.slots,
+            rotary=(self._cos[positions, None], self._sin[positions, None]),
+            slots=batch.slots.to(like.device),
             plan=AttentionPlan.of(batch.spans, self._kv[0].block_size, device=like.device, dtype=like.dtype),
             deltas=batch.deltas,
         )
@@ -217,14 +221,8 @@ class _DecoderLayer:
 
     def feed_forward(self, hidden: torch.Tensor, step: _Step, blocks: Sequence[NeuronBlock]) -> torch.Tensor:
         """`hidden` [tokens, hidden] with the MLP added."""
-        deltas = MLPDeltas(
-            gate=rows_of_map(step.deltas, self._index, "gate"),
-            up=rows_of_map(step.deltas, self._index, "up"),
-            down=rows_of_map(step.deltas, self._index, "down"),
-        )
-        return hidden + self._mlp(
-            _rms_norm(hidden, self._weights.mlp_norm, self._geometry.norm_eps), blocks, deltas
-        )
+        x = _rms_norm(hidden, self._weights.mlp_norm, self._geometry.norm_eps)
+        return hidden + self._mlp(x, blocks, MLPDeltas.of(step.deltas, self._index))
 
 
 def _rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:

@@ -1,6 +1,7 @@
 """Turns a scheduling decision into tensors, runs the model, samples and scores."""
 
 from collections.abc import Sequence
+from functools import lru_cache
 from itertools import islice
 
 import torch
@@ -20,10 +21,9 @@ from server.engine.variant import Variant
 class ModelRunner:
     """Turns decisions about requests into batches of one decoder."""
 
-    def __init__(self, decoder: Decoder, block_size: int, device: torch.device) -> None:
+    def __init__(self, decoder: Decoder, block_size: int) -> None:
         self._decoder = decoder
         self._block_size = block_size
-        self._device = device
 
     @torch.inference_mode()
     def run(
@@ -39,8 +39,8 @@ class ModelRunner:
         items = sorted(output.scheduled, key=lambda item: _by_width_and_delta(item.request.variant))
         hidden = self._decoder.forward(self._batch(items))  # [output rows, hidden]
         scoring_rows, sampling_rows = _output_rows(items)
-        sampled = iter(self._sample(hidden[self._tensor(sampling_rows)], items))
-        scored = self._score(hidden[self._tensor(scoring_rows)], items)
+        sampled = iter(self._sample(_rows(hidden, sampling_rows), items))
+        scored = self._score(_rows(hidden, scoring_rows), items) if scoring_rows else {}
         return {
             i.request.request_id: list(islice(sampled, _num_samples(i))) for i in items if i.samples
         }, scored
@@ -84,17 +84,21 @@ class ModelRunner:
             slots += (table[p // size] * size + p % size for p in range(start, stop))
             output_rows += range(len(token_ids) - _num_samples(item), len(token_ids))
         return Batch(
-            token_ids=self._tensor(token_ids),
-            positions=self._tensor(positions),
-            slots=self._tensor(slots),
+            token_ids=torch.tensor(token_ids, dtype=torch.long),
+            positions=torch.tensor(positions, dtype=torch.long),
+            slots=torch.tensor(slots, dtype=torch.long),
             spans=spans,
             neuron_blocks=_neuron_blocks_per_layer(items),
             output_rows=output_rows,
             deltas=_delta_rows(items),
         )
 
-    def _tensor(self, values: Sequence[int]) -> torch.Tensor:
-        return torch.tensor(values, dtype=torch.long, device=self._device)
+
+def _rows(hidden: torch.Tensor, rows: Sequence[int]) -> torch.Tensor:
+    """Those of `hidden` that `rows` names, in order, each once."""
+    if len(rows) == len(hidden):
+        return hidden
+    return hidden[torch.tensor(rows, dtype=torch.long, device=hidden.device)]
 
 
 def _num_samples(item: ScheduledRequest) -> int:
@@ -135,7 +139,7 @@ def _delta_rows(items: Sequence[ScheduledRequest]) -> list[DeltaRows]:
     return found
 
 
-def _neuron_blocks_per_layer(items: Sequence[ScheduledRequest]) -> list[list[NeuronBlock]]:
+def _neuron_blocks_per_layer(items: Sequence[ScheduledRequest]) -> Sequence[Sequence[NeuronBlock]]:
     """Per layer, which neurons multiply which tokens of `items`, which come widest first."""
     widths: list[tuple[int, ...]] = []
     ends: list[int] = []
@@ -147,4 +151,11 @@ def _neuron_blocks_per_layer(items: Sequence[ScheduledRequest]) -> list[list[Neu
         else:
             widths.append(item.request.variant.widths)
             ends.append(end)
-    return [neuron_blocks(layer_widths, ends) for layer_widths in zip(*widths, strict=True)]
+    return _neuron_blocks(tuple(widths), tuple(ends))
+
+
+@lru_cache(maxsize=64)  # requests that decode together make the same step again and again
+def _neuron_blocks(
+    widths: tuple[tuple[int, ...], ...], ends: tuple[int, ...]
+) -> tuple[tuple[NeuronBlock, ...], ...]:
+    return tuple(tuple(neuron_blocks(layer_widths, ends)) for layer_widths in zip(*widths, strict=True))

@@ -20,7 +20,7 @@ import torch
 from torch.nn import functional as F
 
 from pruning.delta import LowRank
-from server.engine.delta import LowRankRows, add_low_rank
+from server.engine.delta import DeltaRows, LowRankRows, add_low_rank, rows_of_map
 from server.engine.quantization import Weight, linear, multiply, of_inputs, of_outputs, quantize
 
 
@@ -59,6 +59,15 @@ class MLPDeltas:
     gate: Sequence[LowRankRows] = ()
     up: Sequence[LowRankRows] = ()
     down: Sequence[LowRankRows] = ()
+
+    @classmethod
+    def of(cls, deltas: Sequence[DeltaRows], layer: int) -> "MLPDeltas":
+        """Those of one layer."""
+        return cls(
+            gate=rows_of_map(deltas, layer, "gate"),
+            up=rows_of_map(deltas, layer, "up"),
+            down=rows_of_map(deltas, layer, "down"),
+        )
 
 
 NO_DELTAS = MLPDeltas()

@@ -1,9 +1,11 @@
-"""Which kernels compute: the compiled ones where machine, dtype and model allow it, else torch.
+"""Which kernels compute: our own where machine, dtype and model allow it, else torch.
 
-The choice is made once, when an engine is loaded. The compiled kernels are an accelerator: everything they do
-torch does too, and every reason for leaving them out is told once in the log and for as long as asked.
+On a CPU they are compiled C++ (src/), on a CUDA device Triton's and graphs of them (cuda/). The choice is
+made once, when an engine is loaded. They are an accelerator: everything they do torch does too, and every
+reason for leaving them out is told once in the log and for as long as asked.
 """
 
+import importlib.util
 import logging
 from dataclasses import dataclass
 
@@ -21,16 +23,17 @@ from server.engine.kernels.library import (
 from server.engine.model import ModelGeometry
 
 MATRIX, VECTOR = "amx-bf16", "avx512-bf16"  # what the compiled ones multiply with
+GRAPHS = "cuda-graphs"
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class KernelChoice:
-    """What an engine computes with. `library` is None where torch does.
+    """What an engine computes with. `library` is what the compiled kernels are in, where they compute.
 
     Attributes:
-        description: "amx-bf16", "avx512-bf16" or "torch: <why>".
+        description: "amx-bf16", "avx512-bf16", "cuda-graphs" or "torch: <why>".
     """
 
     library: KernelLibrary | None
@@ -40,9 +43,13 @@ class KernelChoice:
     def uses_matrix_unit(self) -> bool:
         return self.description == MATRIX
 
+    @property
+    def uses_graphs(self) -> bool:
+        return self.description == GRAPHS
+
 
 def describe() -> str:
-    """What this machine can compute with: "amx-bf16", "avx512-bf16" or "torch: <why>"."""
+    """What this CPU can compute with: "amx-bf16", "avx512-bf16" or "torch: <why>"."""
     try:
         return _best(load_library())
     except KernelsUnavailableError as error:
@@ -50,13 +57,15 @@ def describe() -> str:
 
 
 def choose_kernels(config: EngineConfig, model_config: PretrainedConfig) -> KernelChoice:
-    """The compiled kernels, unless something speaks against them."""
+    """Our own kernels, unless something speaks against them."""
     try:
         _check(config, model_config)
+        if torch.device(config.device).type == "cuda":
+            return KernelChoice(None, GRAPHS)
         library = load_library()
         return KernelChoice(library, VECTOR if config.kernels == "avx512" else _best(library))
     except KernelsUnavailableError as error:
-        logger.info("The compiled kernels are not used, torch computes: %s.", error)
+        logger.info("Kernels of our own are not used, torch computes: %s.", error)
         return KernelChoice(None, f"torch: {error}")
 
 
@@ -65,14 +74,25 @@ def _best(library: KernelLibrary) -> str:
 
 
 def _check(config: EngineConfig, model_config: PretrainedConfig) -> None:
-    head_dim = ModelGeometry.from_config(model_config).head_dim
-    hidden, activation = model_config.hidden_size, model_config.hidden_act
-    neurons = model_config.intermediate_size
+    activation = model_config.hidden_act
     reasons = {
         "the setting kernels asks for torch": config.kernels == "torch",
-        f"the device is {config.device}, and they are for the CPU": torch.device(config.device).type != "cpu",
-        f"the dtype is {config.dtype}, and they are for bfloat16": config.dtype != "bfloat16",
         f"the activation is {activation}, and they know silu": activation != "silu",
+    }
+    if torch.device(config.device).type == "cuda":
+        reasons |= {"triton is not installed": importlib.util.find_spec("triton") is None}
+    else:
+        reasons |= _reasons_of_cpu(config, model_config)
+    for reason, applies in reasons.items():
+        if applies:
+            raise KernelsUnavailableError(reason)
+
+
+def _reasons_of_cpu(config: EngineConfig, model_config: PretrainedConfig) -> dict[str, bool]:
+    head_dim = ModelGeometry.from_config(model_config).head_dim
+    hidden, neurons = model_config.hidden_size, model_config.intermediate_size
+    return {
+        f"the dtype is {config.dtype}, and they are for bfloat16": config.dtype != "bfloat16",
         f"hidden_size is {hidden}, not a multiple of 16": hidden % 16 != 0,
         f"head_dim is {head_dim}, not a multiple of 16 up to {MAX_HEAD_DIM}": head_dim % 16 != 0
         or head_dim > MAX_HEAD_DIM,
@@ -81,6 +101,3 @@ def _check(config: EngineConfig, model_config: PretrainedConfig) -> None:
         and config.quantization == "int8",
         f"block_size is {config.block_size}, an odd number": config.block_size % 2 != 0,
     }
-    for reason, applies in reasons.items():
-        if applies:
-            raise KernelsUnavailableError(reason)

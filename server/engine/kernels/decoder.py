@@ -214,19 +214,10 @@ def _batch_struct(batch: Batch, residual: torch.Tensor) -> BatchStruct:
         starts=torch.tensor([0, *(span.stop for span in batch.spans)], dtype=torch.int32),
         block_tables=torch.tensor(tables, dtype=torch.int32),
         table_starts=torch.tensor([0, *lengths[:-1]], dtype=torch.int32).cumsum(0, dtype=torch.int32),
-        widths=torch.from_numpy(_row_widths(batch)),
+        widths=torch.from_numpy(batch.row_widths()),
         **_delta_groups(batch.deltas, len(batch.token_ids)),
         rank_pairs=max((_packed(rows).rank_pairs for rows in batch.deltas), default=0),
     )
-
-
-def _row_widths(batch: Batch) -> "np.ndarray[tuple[int, int], np.dtype[np.int32]]":
-    """[layers, tokens]: the neurons that serve each token."""
-    widths = np.empty((len(batch.neuron_blocks), len(batch.token_ids)), dtype=np.int32)
-    for row, blocks in zip(widths, batch.neuron_blocks, strict=True):
-        for block in blocks:  # from the narrowest on: what reaches further overwrites
-            row[: block.num_tokens] = block.stop
-    return widths
 
 
 def _delta_groups(deltas: Sequence[DeltaRows], num_tokens: int) -> dict[str, torch.Tensor]:

@@ -1,5 +1,6 @@
 """Tiny random checkpoints, each written and opened once a session."""
 
+import dataclasses
 from collections.abc import Callable
 
 import pytest
@@ -13,22 +14,34 @@ from tests.tiny import FAMILIES, tiny_checkpoint
 
 
 @pytest.fixture(scope="session")
-def load(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Loaded]:
-    cache: dict[str, Loaded] = {}
+def opened() -> dict[str, Loaded]:
+    """What `load` has made so far."""
+    return {}
 
+
+@pytest.fixture
+def device() -> str:
+    """What engines are loaded on; see `on_every_device`."""
+    return "cpu"
+
+
+@pytest.fixture
+def load(
+    tmp_path_factory: pytest.TempPathFactory, opened: dict[str, Loaded], device: str
+) -> Callable[..., Loaded]:
     def loader(family: str = "qwen2", **overrides: object) -> Loaded:
         key = f"{family}{overrides}"
-        if key not in cache:
+        if key not in opened:
             path = tiny_checkpoint(tmp_path_factory.mktemp(family) / "tiny", family, **overrides)
             checkpoint = open_checkpoint(str(path), tmp_path_factory.mktemp("cache"))
             scores = torch.rand(3, 192, generator=torch.Generator().manual_seed(1))
-            cache[key] = Loaded(checkpoint, rank(scores, score="random", profile_digest="none"))
-        return cache[key]
+            opened[key] = Loaded(checkpoint, rank(scores, score="random", profile_digest="none"))
+        return dataclasses.replace(opened[key], device=device)
 
     return loader
 
 
-@pytest.fixture(scope="session", params=FAMILIES)
+@pytest.fixture(params=FAMILIES)
 def loaded(request: pytest.FixtureRequest, load: Callable[..., Loaded]) -> Loaded:
     return load(request.param)
 

@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Iterable
 
+import pytest
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
@@ -40,6 +41,9 @@ SCHEDULING = EngineConfig(
     enable_prefix_caching=True,
 )
 
+# For tests of engines that `load` and `loaded` give.
+on_every_device = pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+
 GREEDY = SamplingParams(max_tokens=12, temperature=0, ignore_eos=True)
 
 
@@ -49,6 +53,7 @@ class Loaded:
 
     checkpoint: Checkpoint
     ranking: Ranking
+    device: str = "cpu"
 
     @property
     def dense(self) -> Variant:
@@ -61,7 +66,7 @@ class Loaded:
         return Variant(f"tiny:{widths}", 0.0, exact_sparsity(widths, 192), widths, 0, 0)
 
     def engine(self, widths: tuple[int, ...] | None = None, **limits: object) -> Engine:
-        config = dataclasses.replace(CONFIG, **limits)
+        config = dataclasses.replace(CONFIG, **{"device": self.device, **limits})
         return load_engine(self.checkpoint, self.ranking, widths or self.dense.widths, config)
 
     def reference(self, variant: Variant) -> PreTrainedModel:

@@ -19,7 +19,7 @@ from server.engine.quantization import Weight, of_inputs, of_outputs
 from server.engine.request import Request
 from server.engine.variant import Variant
 from tests.deltas import random_delta
-from tests.server.engine.support import GREEDY, Loaded, generate, logit_gap, prompt
+from tests.server.engine.support import GREEDY, Loaded, generate, logit_gap, on_every_device, prompt
 from tests.server.engine.test_kernels import Case, assert_close, compiled, product, rows
 from tests.server.engine.test_laws import MIDDLE, NARROW, TIE
 
@@ -62,6 +62,7 @@ def check(loaded: Loaded, engine: Engine, tie: float) -> None:
     assert logit_gap(references[plain[0]], asked[3][0], output) > max(10 * TIE, tie)
 
 
+@on_every_device
 def test_a_delta_is_the_merged_checkpoint(loaded: Loaded) -> None:
     check(loaded, loaded.engine(), TIE)
 
@@ -73,6 +74,7 @@ def test_the_compiled_kernels_compute_deltas(loaded: Loaded) -> None:
     check(loaded, engine, 0.15)  # a delta as large as the weights themselves adds roundings of its own
 
 
+@on_every_device
 def test_a_block_computed_with_a_delta_is_read_with_that_delta_only(load) -> None:
     loaded = load("qwen2")
     engine = loaded.engine()
@@ -93,6 +95,7 @@ def test_a_block_computed_with_a_delta_is_read_with_that_delta_only(load) -> Non
     assert cached_tokens(again) == 64, "the same delta, loaded once more"
 
 
+@on_every_device
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_bytes_are_those_held(load, dtype: str) -> None:
     loaded = load("qwen2")
@@ -104,7 +107,7 @@ def test_bytes_are_those_held(load, dtype: str) -> None:
     if isinstance(served, TorchDelta):
         # Queries, keys and values become one map, with zeros where B has no matrix.
         zeros = sum(layer["q_proj"].rank * 2 * (64 + 2 * 32) for layer in delta.layers)
-        assert served.num_bytes == 4 * (delta.parameters + zeros)
+        assert served.num_bytes == getattr(torch, dtype).itemsize * (delta.parameters + zeros)
     else:
         assert served.num_bytes == sum(tensor.nbytes for tensor in served.tensors) > 2 * delta.parameters
 

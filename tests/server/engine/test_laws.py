@@ -3,11 +3,12 @@
 import dataclasses
 
 import pytest
-import torch
 
 from server.engine.errors import EngineConfigError, PromptTooLongError
 from server.engine.request import Request, SamplingParams
-from tests.server.engine.support import GREEDY, Loaded, generate, logit_gap, prompt
+from tests.server.engine.support import GREEDY, Loaded, generate, logit_gap, on_every_device, prompt
+
+pytestmark = on_every_device
 
 # Deliberately uneven: a width per layer, nested.
 NARROW, MIDDLE = (64, 96, 32), (160, 96, 128)
@@ -190,16 +191,3 @@ def test_a_request_that_cannot_finish_is_refused(load) -> None:
 def test_contradicting_limits_are_refused(load, limits: dict, message: str) -> None:
     with pytest.raises(EngineConfigError, match=message):
         load("qwen2").engine(**limits)
-
-
-@pytest.mark.gpu
-def test_cuda_agrees_with_transformers(load) -> None:
-    """Not run on the machine this project is built on."""
-    if not torch.cuda.is_available():
-        pytest.skip("no CUDA device")
-    loaded = load("qwen2")
-    asked = [(prompt(seed, 50), loaded.dense) for seed in range(4)]
-    for (token_ids, variant), output in zip(
-        asked, generate(loaded.engine(device="cuda"), asked), strict=True
-    ):
-        assert logit_gap(loaded.reference(variant), token_ids, output) <= TIE

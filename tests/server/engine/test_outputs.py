@@ -8,7 +8,7 @@ import torch
 from server.engine.engine import Engine
 from server.engine.model import Decoder
 from server.engine.request import Request, SamplingParams, ScoringParams
-from tests.server.engine.support import GREEDY, Loaded, generate, logit_gap, prompt
+from tests.server.engine.support import GREEDY, Loaded, generate, logit_gap, on_every_device, prompt
 from tests.server.engine.test_laws import NARROW, TIE
 
 
@@ -30,6 +30,7 @@ def step_rows(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> list[tuple[int
     return seen
 
 
+@on_every_device
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_only_rows_that_somebody_looks_at_are_computed_to_the_end(
     load, monkeypatch: pytest.MonkeyPatch, dtype: str
@@ -45,6 +46,7 @@ def test_only_rows_that_somebody_looks_at_are_computed_to_the_end(
         assert logit_gap(loaded.reference(variant), token_ids, output) <= (TIE if dtype == "float32" else 0.1)
 
 
+@on_every_device
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_scored_rows_are_computed_to_the_end_too(load, monkeypatch: pytest.MonkeyPatch, dtype: str) -> None:
     loaded = load("qwen2")

@@ -14,7 +14,7 @@ from server.engine import kernels
 from server.engine.quantization import QuantizedMatrix, linear, quantize, rows_of
 from server.engine.variant import Variant
 from tests.deltas import random_delta
-from tests.server.engine.support import Loaded, generate, logit_gap, prompt
+from tests.server.engine.support import Loaded, generate, logit_gap, on_every_device, prompt
 from tests.server.engine.test_delta import corrected
 from tests.server.engine.test_kernels import compiled
 from tests.server.engine.test_laws import MIDDLE, NARROW, TIE
@@ -101,6 +101,7 @@ def variants_of(loaded: Loaded) -> list[Variant]:
     return [loaded.dense, loaded.variant(MIDDLE), loaded.variant(NARROW)]
 
 
+@on_every_device
 def test_a_variant_is_the_quantized_slice(loaded: Loaded) -> None:
     """Three widths in one batch, each against a network that holds only its neurons."""
     variants = variants_of(loaded)
@@ -125,6 +126,7 @@ def test_the_compiled_kernels_compute_with_8_bits(loaded: Loaded) -> None:
         assert logit_gap(references[variant], token_ids, output) <= 0.15
 
 
+@on_every_device
 @pytest.mark.parametrize("limits", [{"dtype": "float32"}, {"dtype": "bfloat16"}], ids=str)
 def test_a_delta_is_added_to_quantized_maps(load, limits: dict[str, object]) -> None:
     loaded = load("qwen2")
@@ -139,6 +141,7 @@ def test_a_delta_is_added_to_quantized_maps(load, limits: dict[str, object]) -> 
         assert logit_gap(network, token_ids, output) <= 0.3  # a delta as large as the weights themselves
 
 
+@on_every_device
 @pytest.mark.parametrize("limits", [{"dtype": "float32"}, {"dtype": "bfloat16"}], ids=str)
 def test_neurons_that_nobody_serves_change_no_answer(loaded: Loaded, limits: dict[str, object]) -> None:
     asked = [(prompt(1, 30), loaded.variant(MIDDLE)), (prompt(2, 30), loaded.variant(NARROW))]
@@ -147,6 +150,7 @@ def test_neurons_that_nobody_serves_change_no_answer(loaded: Loaded, limits: dic
     assert cut.weight_bytes < whole.weight_bytes
 
 
+@on_every_device
 def test_bytes_are_those_held(loaded: Loaded) -> None:
     plain = loaded.engine(kernels="torch")
     engine, cut = (loaded.engine(widths, kernels="torch", quantization="int8") for widths in (None, MIDDLE))

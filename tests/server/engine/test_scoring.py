@@ -10,7 +10,7 @@ from server.engine.engine import Engine
 from server.engine.request import BACKGROUND, Request, SamplingParams, ScoringParams, TokenLogprobs
 from server.engine.scoring import RowToScore, score
 from server.engine.variant import Variant
-from tests.server.engine.support import GREEDY, Loaded, prompt
+from tests.server.engine.support import GREEDY, Loaded, on_every_device, prompt
 
 NARROW = (64, 96, 32)
 SCORE_ONLY = dataclasses.replace(GREEDY, max_tokens=0)
@@ -54,6 +54,7 @@ def assert_agree(
         assert list(position.candidates) == pytest.approx(row[wanted].tolist(), abs=ROUNDING)
 
 
+@on_every_device
 @pytest.mark.parametrize(("budget", "rows"), [(400, 400), (96, 128), (23, 128), (96, 7)])
 def test_scores_are_those_of_transformers(load, monkeypatch, budget: int, rows: int) -> None:
     """Whole, in chunks of the budget, and in chunks of the rows that may be scored."""
@@ -67,6 +68,7 @@ def test_scores_are_those_of_transformers(load, monkeypatch, budget: int, rows: 
         assert_agree(scored(engine, token_ids, loaded.dense, scoring), logprobs, token_ids, scoring)
 
 
+@on_every_device
 def test_every_family_scores(loaded: Loaded) -> None:
     token_ids = prompt(2, 70)
     for variant in (loaded.dense, loaded.variant(NARROW)):
@@ -75,6 +77,7 @@ def test_every_family_scores(loaded: Loaded) -> None:
         assert_agree(scores, logprobs, token_ids, ScoringParams(top=2))
 
 
+@on_every_device
 def test_scoring_beside_others_of_other_widths(load) -> None:
     """Users and background, scoring and answering, dense and narrow in one batch; each as if alone."""
     loaded = load("qwen2")
@@ -121,6 +124,7 @@ def test_a_single_token_has_nothing_to_score(load) -> None:
     assert scored(loaded.engine(), [7], loaded.dense, ScoringParams()) == []
 
 
+@on_every_device
 def test_an_answer_scored_again_by_the_variant_that_gave_it(load) -> None:
     """What shadow scoring rests on: at equal width the recorded and the re-scored numbers are the same."""
     loaded = load("qwen2")
