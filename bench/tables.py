@@ -198,6 +198,28 @@ def kernels(results: Results) -> str:
     return _table(["one layer's", "ms", "GB/s", "GFLOP/s", "share of the limit", "× torch"], rows)
 
 
+def cuda(results: Results) -> str:
+    document = results.document("cuda")
+    if document is None:
+        return _MISSING
+    rows = []
+    for step in document["steps"]:
+        ours, torchs = step["seconds"]["auto"], step["seconds"]["torch"]
+        rows.append(
+            [
+                step["name"],
+                f"{1e3 * step['limit_seconds']:.2f}",
+                f"{1e3 * ours:.2f}",
+                f"{step['limit_seconds'] / ours:.0%}",
+                f"{step['requests'] / ours:,.0f}",
+                f"{1e3 * torchs:.1f}",
+                f"{torchs / ours:.1f}",
+            ]
+        )
+    heads = ["step", "least ms", "ms", "share of the limit", "tokens/s", "torch: ms", "× torch"]
+    return _table(heads, rows)
+
+
 def provenance(results: Results) -> str:
     rows = []
     for name in results.names():
@@ -210,7 +232,8 @@ def provenance(results: Results) -> str:
                 f"[{name}](../bench/results/{name}.json)",
                 document["started"],
                 f"`{document['commit']}`",
-                f"{machine['cores']} cores of {machine['cpu']}, {machine['memory_bytes'] / 2**30:.0f} GiB",
+                f"{machine['cores']} cores of {machine['cpu']}, {machine['memory_bytes'] / 2**30:.0f} GiB"
+                + (f", {document['device']}" if "device" in document else ""),
                 ", ".join(f"{key} {value}" for key, value in versions.items()),
             ]
         )
@@ -230,6 +253,7 @@ TABLES: Mapping[str, Table] = {
     "context": context,
     "roofline": roofline,
     "kernels": kernels,
+    "cuda": cuda,
     "provenance": provenance,
 }
 

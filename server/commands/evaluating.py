@@ -25,6 +25,7 @@ from server.cli import command_line
 from server.judging.subjects import LocalStudy, local_study, local_variant
 from server.loading.profiles import cache_directory
 from server.loading.safety import SafeSparsity, write_safe_sparsity
+from server.loading.sizes import max_num_seqs
 from server.settings import EvalSettings, SettingsError, StudySettings
 
 ENDLESS_ITEMS = 500
@@ -89,7 +90,7 @@ async def _evaluate(settings: EvalSettings, task: Task, items: Sequence[TaskItem
             task,
             items,
             facts.name,
-            at_once=settings.max_num_seqs + GRADES_AT_ONCE,
+            at_once=max_num_seqs(settings) + GRADES_AT_ONCE,
             grades_at_once=GRADES_AT_ONCE,
             progress=True,
         )
@@ -101,7 +102,7 @@ async def _evaluate(settings: EvalSettings, task: Task, items: Sequence[TaskItem
         settings={
             "sparsity": settings.sparsity,
             "stop_on_loop": settings.stop_on_loop,
-            "max_num_seqs": settings.max_num_seqs,
+            "max_num_seqs": max_num_seqs(settings),
         },
         score=tally,
         wall_seconds=seconds,
@@ -148,7 +149,7 @@ async def _study(
         journal,
         {"stop_on_loop": settings.stop_on_loop},
         command=command_line("study", settings),
-        at_once=settings.max_num_seqs + GRADES_AT_ONCE,
+        at_once=max_num_seqs(settings) + GRADES_AT_ONCE,
         grades_at_once=GRADES_AT_ONCE,
         progress=True,
     )
@@ -163,7 +164,7 @@ async def _study(
         task=_task_facts(settings, task, items),
         settings={
             "stop_on_loop": settings.stop_on_loop,
-            "max_num_seqs": settings.max_num_seqs,
+            "max_num_seqs": max_num_seqs(settings),
             "tolerance": settings.tolerance,
             "confidence": settings.confidence,
         },
@@ -218,7 +219,7 @@ def _endpoint(settings: EvalSettings | StudySettings) -> AbstractAsyncContextMan
         settings.model,
         api_key=key,
         stop_on_loop=settings.stop_on_loop,
-        connections=settings.max_num_seqs,
+        connections=max_num_seqs(settings),
     )
 
 

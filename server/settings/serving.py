@@ -68,10 +68,13 @@ class EngineSettings(BaseSettings):
     max_model_len: int | None = Field(
         None, ge=2, description="tokens of one prompt and answer; default: the model's, 4096 at most"
     )
-    max_num_seqs: int = Field(64, ge=1, description="requests that run at once")
-    # A prefill chunk delays every running request's next token; 512 is where CPU throughput levels off.
-    max_num_batched_tokens: int = Field(
-        512, ge=1, description="tokens of one step, prompt and output together"
+    max_num_seqs: int | None = Field(
+        None, ge=1, description="requests that run at once; default: 64 on CPU, 256 on CUDA"
+    )
+    max_num_batched_tokens: int | None = Field(
+        None,
+        ge=1,
+        description="tokens of one step, prompt and output together; default: 512 on CPU, 4096 on CUDA",
     )
     max_waiting: int = Field(256, ge=0, description="requests that wait; one more is a 429")
     # With 12 rows a step still takes about as long as with one: it waits for the weights.
@@ -86,8 +89,8 @@ class EngineSettings(BaseSettings):
     )
     kernels: Kernels = Field(
         "auto",
-        description="torch computes with torch alone; auto uses the compiled kernels where it can, avx512 "
-        "leaves the CPU's matrix unit (AMX) out",
+        description="torch computes with torch alone; auto uses our own kernels where it can (compiled on a "
+        "CPU, Triton's and CUDA graphs on CUDA), avx512 leaves the CPU's matrix unit (AMX) out",
     )
 
 

@@ -49,7 +49,7 @@ def test_each_source_wins_over_the_one_before(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setenv("SECATEUR_HOST", "from-environment")
     settings = serve_settings("--config", str(file), "--port", "3")
     assert (settings.port, settings.host, settings.block_size) == (3, "from-environment", 8)
-    assert settings.max_num_seqs == ServeSettings.model_fields["max_num_seqs"].default
+    assert settings.max_waiting == ServeSettings.model_fields["max_waiting"].default
 
 
 def test_the_file_may_be_named_by_a_variable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

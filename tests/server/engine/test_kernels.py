@@ -2,6 +2,7 @@
 
 import ctypes
 import dataclasses
+import importlib.util
 import logging
 from collections.abc import Sequence
 
@@ -403,6 +404,26 @@ def test_torch_computes_where_the_kernels_cannot_or_must_not(
     token_ids = prompt(0, 40)
     [output] = generate(engine, [(token_ids, loaded.dense)])
     assert logit_gap(loaded.reference(loaded.dense), token_ids, output) <= 0.1
+
+
+@pytest.mark.parametrize(
+    ("limits", "has_triton", "description"),
+    [
+        ({}, True, kernels.GRAPHS),
+        ({"dtype": "float32"}, True, kernels.GRAPHS),
+        ({"kernels": "torch"}, True, "torch: the setting kernels asks for torch"),
+        ({}, False, "torch: triton is not installed"),
+    ],
+)
+def test_what_computes_on_a_cuda_device(
+    load, monkeypatch: pytest.MonkeyPatch, limits: dict, has_triton: bool, description: str
+) -> None:
+    """Chosen by configuration alone: no device is asked."""
+    spec = object() if has_triton else None
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: spec if name == "triton" else None)
+    config = dataclasses.replace(CONFIG, device="cuda:0", **limits)
+    choice = kernels.choose_kernels(config, load("qwen2").checkpoint.config)
+    assert (choice.library, choice.description) == (None, description)
 
 
 @compiled
