@@ -6,7 +6,6 @@ agrees with it up to rounding.
 
 from collections.abc import Sequence
 
-import numpy as np
 import torch
 from transformers import PretrainedConfig
 
@@ -23,6 +22,7 @@ from server.engine.kernels.library import (
     ModelStruct,
     num_threads,
 )
+from server.engine.kernels.memory import system_zeros
 from server.engine.kernels.packing import PackedLayer, PackedMatrix, PackedWeights
 from server.engine.model import ModelGeometry, rotary_tables
 from server.engine.quantization import rows_of
@@ -38,8 +38,9 @@ class PackedKV:
 
     def __init__(self, num_blocks: int, block_size: int, kv_heads: int, head_dim: int) -> None:
         count = num_blocks * block_size * kv_heads * head_dim
-        self.keys = _untouched_zeros(count + _SLACK)[:count]
-        self.values = _untouched_zeros(count + _SLACK)[:count]
+        # Zeros, because values that nobody wrote are multiplied with weights of zero, and 0 * NaN is NaN.
+        self.keys = system_zeros(count + _SLACK)[:count]
+        self.values = system_zeros(count + _SLACK)[:count]
 
 
 class CompiledDecoder:
@@ -168,15 +169,6 @@ class CompiledDecoder:
         if needed > len(self._workspace):
             self._workspace = torch.empty(needed, dtype=torch.uint8)
         return self._workspace.data_ptr()
-
-
-def _untouched_zeros(count: int) -> torch.Tensor:
-    """[count] bfloat16 that takes memory only where it has been written.
-
-    Zeros, because values that nobody wrote are multiplied with weights of zero, and 0 * NaN is NaN. By numpy,
-    which gets them from the system as they are, where torch writes every one.
-    """
-    return torch.from_numpy(np.zeros(count, dtype=np.uint16)).view(torch.bfloat16)
 
 
 def matrix_struct(matrix: PackedMatrix) -> MatrixStruct:

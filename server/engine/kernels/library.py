@@ -121,7 +121,6 @@ class KernelLibrary:
             "pack",
             *(c_void_p, c_int, *[c_int64] * 4, c_int, c_int, c_int64, c_void_p, c_int),
         )
-        self.advise_huge_pages = function("advise_huge_pages", c_void_p, c_int64)
         self.unpack_rows = function(
             "unpack_rows", matrix, c_int64, c_void_p, c_int64, c_int64, c_void_p, c_int
         )

@@ -12,12 +12,12 @@ import torch
 from torch.nn import functional as F
 
 from server.engine.kernels.library import KernelLibrary, num_threads
+from server.engine.kernels.memory import HUGE_PAGE, system_zeros
 from server.engine.quantization import QuantizedMatrix, Weight
 from server.engine.weights import LayerReader, WeightReader, WeightSize
 
 PANEL = 32  # outputs; kPanel of src/simd.h
-_HUGE_PAGE = (2 << 20) // 2  # elements
-_CHUNK = 64 * _HUGE_PAGE
+_CHUNK = 64 << 20  # elements
 LANES = 16  # neurons in a panel of gate and up, and what widths are padded to; kLanes
 
 
@@ -75,18 +75,9 @@ class PanelMemory:
         """[panels, words, 32, numbers in a word] of zeros."""
         count = panels * words * PANEL * 2
         if count > len(self._chunk):
-            self._chunk = self._aligned(max(count, _CHUNK))
-            self.library.advise_huge_pages(self._chunk.data_ptr(), self._chunk.nbytes)
+            self._chunk = system_zeros(max(_padded(count, HUGE_PAGE // 2), _CHUNK))
         taken, self._chunk = self._chunk[:count], self._chunk[count:]
-        return taken.zero_().view(dtype).view(panels, words, PANEL, -1)
-
-    @staticmethod
-    def _aligned(count: int) -> torch.Tensor:
-        """`count` elements, to whole huge pages, that begin and end with a page; untouched."""
-        count = _padded(count, _HUGE_PAGE)
-        memory = torch.empty(count + _HUGE_PAGE, dtype=torch.bfloat16)
-        start = -(memory.data_ptr() // 2) % _HUGE_PAGE
-        return memory[start : start + count]
+        return taken.view(dtype).view(panels, words, PANEL, -1)
 
 
 def pack_weights(library: KernelLibrary, reader: WeightReader) -> PackedWeights:

@@ -2,7 +2,6 @@
 //
 // Every function opens one parallel region; between its steps the threads wait for each other on a barrier.
 
-#include <sys/mman.h>
 
 #include "head.h"
 
@@ -51,15 +50,6 @@ SECATEUR_EXPORT void secateur_pack(const void* source, int bytes, int64_t output
     pack(uint8_t{});
   else
     pack(Bfloat16{});
-}
-
-// Asks for huge pages where they lie whole within these bytes: a step reads all weights from end to end.
-SECATEUR_EXPORT void secateur_advise_huge_pages(void* memory, int64_t bytes) {
-  constexpr uintptr_t kPage = 2 << 20;
-  const uintptr_t begin = (reinterpret_cast<uintptr_t>(memory) + kPage - 1) / kPage * kPage;
-  const uintptr_t end = (reinterpret_cast<uintptr_t>(memory) + bytes) / kPage * kPage;
-  // A kernel without huge pages refuses; nothing is lost then.
-  if (end > begin) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
 }
 
 // Rows of a packed matrix, one for each of `outputs`, of so many words: to [count][inputs] float32.
