@@ -24,7 +24,7 @@ from pruning.errors import SecateurError
 from server.cli import command_line
 from server.judging.subjects import LocalStudy, local_study, local_variant
 from server.loading.profiles import cache_directory
-from server.loading.safety import SafeSparsity, write_safe_sparsity
+from server.loading.safety import SafeSparsity, SafetyFile
 from server.loading.sizes import max_num_seqs
 from server.settings import EvalSettings, SettingsError, StudySettings
 
@@ -199,9 +199,11 @@ def _keep(settings: StudySettings, local: LocalStudy, results: StudyResults) -> 
         items=threshold.items,
         measured_at=results.provenance.measured_at,
     )
-    return write_safe_sparsity(
-        cache_directory(settings), local.ranking.digest, local.allocation, found, settings.quantization
+    file = SafetyFile(
+        cache_directory(settings), local.ranking.digest, local.allocation, settings.quantization
     )
+    file.write(found)
+    return file.path
 
 
 def _served(endpoint: Endpoint, settings: StudySettings) -> ServedSubject:

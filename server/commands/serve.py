@@ -31,6 +31,7 @@ from server.app import build_app
 from server.engine.async_engine import AsyncEngine
 from server.engine.config import EngineConfig
 from server.engine.engine import Engine
+from server.engine.kernels import without_reason
 from server.generation import Generations
 from server.judging.guarding import EngineCompare
 from server.judging.probing import EngineGenerate, ProbesOff, Probing
@@ -38,7 +39,7 @@ from server.judging.shadow import ShadowScorer
 from server.loading.deltas import read_delta
 from server.loading.profiles import cache_directory, open_model
 from server.loading.rankings import ranked
-from server.loading.safety import SafeMargin, safe_margin
+from server.loading.safety import SafeMargin, SafetyFile
 from server.loading.sizes import engine_config, load_sizes
 from server.monitoring.efficiency import CostModel
 from server.monitoring.gauges import StateCollector
@@ -109,9 +110,8 @@ def load_model(settings: ServeSettings, checkpoint: Checkpoint) -> LoadedModel:
     config = engine_config(settings, checkpoint)
     known = ranked(settings, checkpoint)
     ranking, allocation = known.ranking, known.allocation
-    margin = safe_margin(
-        settings.safe_sparsity, cache_directory(settings), ranking.digest, allocation, settings.quantization
-    )
+    studied = SafetyFile(cache_directory(settings), ranking.digest, allocation, settings.quantization)
+    margin = studied.margin(settings.safe_sparsity)
     _check_default(settings, margin)
     engine, registry = load_variants(settings, checkpoint, ranking, allocation, config)
     return LoadedModel(checkpoint, ranking, margin, engine, registry)
@@ -307,7 +307,7 @@ def _guard(settings: ServeSettings, task: Task, compare: Compare, store: Evidenc
 
 def _identity(loaded: LoadedModel) -> Identity:
     checkpoint, config = loaded.checkpoint, loaded.engine.config
-    kernels = loaded.engine.kernels.partition(":")[0]
+    kernels = without_reason(loaded.engine.kernels)
     return Identity(
         model=f"{checkpoint.fingerprint} {checkpoint.tokenizer_fingerprint}",
         ranking=loaded.ranking.digest,

@@ -49,62 +49,59 @@ class SafeMargin:
     source: str
 
 
-def safe_margin(
-    setting: float | None,
-    cache_dir: Path,
-    ranking_digest: str,
-    allocation: Allocation,
-    quantization: Quantization = "none",
-) -> SafeMargin:
-    """What is set, else what a study found for these variants, else a paper's word on other models."""
-    if setting is not None:
-        return SafeMargin(setting, "set by safe_sparsity")
-    found = read_safe_sparsity(cache_dir, ranking_digest, allocation, quantization)
-    if found is None:
-        return SafeMargin(UNMEASURED_SAFE_SPARSITY, "arXiv 2604.27115's, not measured: see `secateur study`")
-    return SafeMargin(
-        found.sparsity,
-        f"studied on {found.task}, {found.items:,} items: at most {100 * found.tolerance:g} points lost "
-        f"({100 * found.confidence:g}%), {found.measured_at}",
-    )
+@dataclass(frozen=True)
+class SafetyFile:
+    """What is kept of studies of some variants, for these and no others.
 
-
-def read_safe_sparsity(
-    cache_dir: Path, ranking_digest: str, allocation: Allocation, quantization: Quantization = "none"
-) -> SafeSparsity | None:
-    """What the last study of these variants found; None where there was none or its file is damaged."""
-    path = _path(cache_dir, ranking_digest, allocation, quantization)
-    try:
-        return SafeSparsity.model_validate_json(path.read_bytes())
-    except FileNotFoundError:
-        return None
-    except (OSError, ValidationError) as error:
-        logger.warning("cannot read the safe sparsity in %s, so it is not used: %s", path, error)
-        return None
-
-
-def write_safe_sparsity(
-    cache_dir: Path,
-    ranking_digest: str,
-    allocation: Allocation,
-    found: SafeSparsity,
-    quantization: Quantization = "none",
-) -> Path:
-    """Keeps `found` for variants of this ranking, allocation and quantization, over what was there.
-
-    Raises OSError.
-
-    The latest study counts, for its user has chosen task and tolerance; if it saw less, that is logged.
+    Attributes:
+        cache_dir: where it is kept.
+        ranking: digest of the order in which their neurons go.
+        allocation: how their widths follow from it.
+        quantization: of their weights.
     """
-    path = _path(cache_dir, ranking_digest, allocation, quantization)
-    before = read_safe_sparsity(cache_dir, ranking_digest, allocation, quantization)
-    if before is not None and before.items > found.items:
-        logger.warning("what %s held until now came of more items: %s", path, before)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, f"{found.model_dump_json(indent=2)}\n".encode())
-    return path
 
+    cache_dir: Path
+    ranking: str
+    allocation: Allocation
+    quantization: Quantization = "none"
 
-def _path(cache_dir: Path, ranking_digest: str, allocation: Allocation, quantization: Quantization) -> Path:
-    numbers = "" if quantization == "none" else f"-{quantization}"
-    return cache_dir / "safety" / f"{ranking_digest[:16]}-{allocation}{numbers}.json"
+    @property
+    def path(self) -> Path:
+        numbers = "" if self.quantization == "none" else f"-{self.quantization}"
+        return self.cache_dir / "safety" / f"{self.ranking[:16]}-{self.allocation}{numbers}.json"
+
+    def read(self) -> SafeSparsity | None:
+        """What the last study found; None where there was none or the file is damaged."""
+        try:
+            return SafeSparsity.model_validate_json(self.path.read_bytes())
+        except FileNotFoundError:
+            return None
+        except (OSError, ValidationError) as error:
+            logger.warning("cannot read the safe sparsity in %s, so it is not used: %s", self.path, error)
+            return None
+
+    def write(self, found: SafeSparsity) -> None:
+        """Keeps `found` in place of what was there. Raises OSError.
+
+        The latest study counts, for its user has chosen task and tolerance; if it saw less, that is logged.
+        """
+        before = self.read()
+        if before is not None and before.items > found.items:
+            logger.warning("what %s held until now came of more items: %s", self.path, before)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(self.path, f"{found.model_dump_json(indent=2)}\n".encode())
+
+    def margin(self, setting: float | None) -> SafeMargin:
+        """What is set, else what a study found, else a paper's word on other models."""
+        if setting is not None:
+            return SafeMargin(setting, "set by safe_sparsity")
+        found = self.read()
+        if found is None:
+            return SafeMargin(
+                UNMEASURED_SAFE_SPARSITY, "arXiv 2604.27115's, not measured: see `secateur study`"
+            )
+        return SafeMargin(
+            found.sparsity,
+            f"studied on {found.task}, {found.items:,} items: at most {100 * found.tolerance:g} points lost "
+            f"({100 * found.confidence:g}%), {found.measured_at}",
+        )

@@ -13,6 +13,7 @@ from eval.verdicts import Evidence, Verdict
 from server import __version__
 from server.engine.async_engine import AsyncEngine
 from server.engine.engine import Engine
+from server.engine.kernels import without_reason
 from server.monitoring.efficiency import CostModel
 from server.monitoring.memory import device_memory
 from server.monitoring.metrics import Metrics
@@ -62,7 +63,7 @@ class StateCollector(Collector):
             "torch": torch.__version__,
             "python": platform.python_version(),
             "model": self._registry.model,
-            "kernels": self._async_engine.kernels.partition(":")[0],  # of torch not why
+            "kernels": without_reason(self._async_engine.kernels),
             "precision": self._async_engine.precision,
         }
         yield InfoMetricFamily("secateur_build", "1; what runs, and in which numbers.", build)

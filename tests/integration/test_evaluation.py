@@ -22,7 +22,7 @@ from eval.subject import Strategy
 from eval.tasks.arithmetic import ArithmeticTask
 from server.__main__ import EXIT_FAILED, main
 from server.judging.local import LocalSubject
-from server.loading.safety import read_safe_sparsity
+from server.loading.safety import SafetyFile
 from tests.integration.live import Live, Tiny, running
 
 ROOT = Path(__file__).parents[2]
@@ -206,7 +206,7 @@ def test_serve_finds_the_safe_sparsity_of_a_study(cache: Path, tmp_path: Path) -
     assert len(kept) == 1
     found = load(tmp_path / "results.json").threshold
     digest, allocation = kept[0].stem.rsplit("-", 1)
-    read = read_safe_sparsity(cache, digest, "global" if allocation == "global" else "uniform")
+    read = SafetyFile(cache, digest, "global" if allocation == "global" else "uniform").read()
     assert read is not None
     assert (read.sparsity, read.items) == (found.sparsity, 16)
 

@@ -48,6 +48,11 @@ class KernelChoice:
         return self.description == GRAPHS
 
 
+def without_reason(description: str) -> str:
+    """What computes, as above, but of torch not why it does."""
+    return description.partition(":")[0]
+
+
 def describe() -> str:
     """What this CPU can compute with: "amx-bf16", "avx512-bf16" or "torch: <why>"."""
     try:
