@@ -170,7 +170,7 @@ def load_engine(
 
     Raises:
         ModelError: the checkpoint is damaged.
-        EngineConfigError: the limits contradict each other or the model.
+        EngineConfigError: the limits contradict each other or the model, or a GPU has no room for them.
     """
     device, dtype = torch.device(config.device), getattr(torch, config.dtype)
     token_bytes = checkpoint.architecture.kv_bytes_per_token(dtype.itemsize)
@@ -186,7 +186,14 @@ def load_engine(
         progress=progress,
     )
     kernels = choose_kernels(config, checkpoint.config)
-    decoder, size = _load_decoder(kernels, reader, checkpoint.config, config, num_blocks)
+    try:
+        decoder, size = _load_decoder(kernels, reader, checkpoint.config, config, num_blocks)
+    except torch.OutOfMemoryError as error:
+        raise EngineConfigError(
+            f"{config.device} has no room for the weights and {config.kv_cache_bytes / 2**30:.3g} GiB of KV "
+            "cache (kv_cache_gib): lower it, leave the widest sizes out (sparsities), keep weights in 8 bits "
+            f"(quantization) or end what else is on the device. {str(error).partition('. See ')[0]}"
+        ) from error
     pool = BlockPool(num_blocks, config.block_size, enable_prefix_caching=config.enable_prefix_caching)
     scheduler = Scheduler(config, pool, checkpoint.eos_token_ids)
     runner = ModelRunner(decoder, config.block_size)

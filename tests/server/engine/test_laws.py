@@ -3,6 +3,7 @@
 import dataclasses
 
 import pytest
+import torch
 
 from server.engine.errors import EngineConfigError, PromptTooLongError
 from server.engine.request import Request, SamplingParams
@@ -178,6 +179,17 @@ def test_a_request_that_cannot_finish_is_refused(load) -> None:
     engine.add(Request("fits", prompt(0, 156), loaded.dense, sampling))
     with pytest.raises(PromptTooLongError, match=r"157 tokens and up to 100 .* 256 \(max_model_len\)"):
         engine.add(Request("does not", prompt(0, 157), loaded.dense, sampling))
+
+
+def test_a_device_without_room_is_refused(load, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stand-in for a full GPU, which raises what torch raises there."""
+
+    def full(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 4.00 GiB. See documentation")
+
+    monkeypatch.setattr("server.engine.engine.load_weights", full)
+    with pytest.raises(EngineConfigError, match=r"no room for .* and 0\.0039 GiB .*kv_cache_gib.*4\.00 GiB$"):
+        load("qwen2").engine()
 
 
 @pytest.mark.parametrize(
