@@ -47,11 +47,14 @@ class Workloads:
     def batch(
         self, sparsities: Sequence[float] = (), count: int = CONCURRENCY, new_tokens: int = NEW_TOKENS
     ) -> list[Ask]:
-        """W2; with `sparsities`, to which its requests are dealt, W4. `count` is 164 at most."""
-        assert count <= len(self._problems)
+        """W2; with `sparsities`, to which its requests are dealt, W4.
+
+        More than 32 requests begin with the first problem again: later ones are longer, and what grows would
+        not be the number of streams alone.
+        """
         return [
             Ask(
-                self._chat(_code_question(self._problems[index])),
+                self._chat(_code_question(self._problems[index % CONCURRENCY])),
                 new_tokens,
                 {"sparsity": sparsities[index % len(sparsities)], "allow_unsafe": True} if sparsities else {},
             )

@@ -30,6 +30,11 @@ def test_no_two_prompts_begin_alike(workloads):
     assert len(beginnings) == len(asks) == 2 * CONCURRENCY + 2
 
 
+def test_more_streams_are_asked_the_same_problems_again(workloads):
+    asks = [ask.prompt.partition("]")[2] for ask in workloads.batch(count=128)]
+    assert asks == asks[:CONCURRENCY] * 4
+
+
 def joining_tokenizer() -> Tokenizer:
     """Joins line ends, so that a text has fewer tokens within a prompt than alone."""
     vocabulary = [*string.printable, "\n\n"]
