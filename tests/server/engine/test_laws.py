@@ -188,7 +188,9 @@ def test_a_device_without_room_is_refused(load, monkeypatch: pytest.MonkeyPatch)
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 4.00 GiB. See documentation")
 
     monkeypatch.setattr("server.engine.engine.load_weights", full)
-    with pytest.raises(EngineConfigError, match=r"no room for .* and 0\.00391 GiB .*kv_cache_gib.*4\.00 GiB$"):
+    with pytest.raises(
+        EngineConfigError, match=r"no room for .* and 0\.00391 GiB .*kv_cache_gib.*4\.00 GiB$"
+    ):
         load("qwen2").engine()
 
 
