@@ -6,13 +6,13 @@ more new tokens are computed one by one. Both read a request's KV through its bl
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch.nn import functional as F
 
 
-@dataclass(frozen=True)
-class AttentionSpan:
+class AttentionSpan(NamedTuple):
     """One request's new tokens: rows [start, stop) of the batch, at consecutive positions."""
 
     start: int

@@ -2,7 +2,7 @@
 
 import time
 from collections import Counter
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from transformers import PretrainedConfig
@@ -25,8 +25,7 @@ from server.engine.stats import StepStats
 from server.engine.weights import WeightReader, WeightSize, load_weights
 
 
-@dataclass(frozen=True)
-class TokenOutput:
+class TokenOutput(NamedTuple):
     """One request's new token. `finish_reason` is set when it was the last; a request of `max_tokens` 0 ends
     without one. `Request.scored` is complete by then. `time` is when its step ended, monotonic."""
 

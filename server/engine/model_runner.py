@@ -42,12 +42,12 @@ class ModelRunner:
         sampled = iter(self._sample(_rows(hidden, sampling_rows), items))
         scored = self._score(_rows(hidden, scoring_rows), items) if scoring_rows else {}
         return {
-            i.request.request_id: list(islice(sampled, _num_samples(i))) for i in items if i.samples
+            i.request.request_id: list(islice(sampled, i.num_samples)) for i in items if i.num_samples
         }, scored
 
     def _sample(self, hidden: torch.Tensor, items: Sequence[ScheduledRequest]) -> list[SampledToken]:
         """The tokens after the rows of `hidden`, which are those of all `items` in order."""
-        requests = [item.request for item in items for _ in range(_num_samples(item))]
+        requests = [item.request for item in items for _ in range(item.num_samples)]
         if all(request.sampling.is_plainly_greedy for request in requests):
             return [SampledToken(token_id, None) for token_id in self._decoder.likeliest(hidden).tolist()]
         return sample(self._decoder.logits(hidden), requests)
@@ -78,11 +78,12 @@ class ModelRunner:
             table = request.block_table
             first_row = len(token_ids)
             spans.append(AttentionSpan(first_row, first_row + stop - start, start, table))
-            output_rows += (first_row + row - start for row in item.rows_to_score)
-            token_ids += [*request.slice_tokens(start, known), *item.guesses]
+            output_rows += [first_row + row - start for row in item.rows_to_score]
+            token_ids += request.slice_tokens(start, known)
+            token_ids += item.guesses
             positions += range(start, stop)
-            slots += (table[p // size] * size + p % size for p in range(start, stop))
-            output_rows += range(len(token_ids) - _num_samples(item), len(token_ids))
+            slots += [table[p // size] * size + p % size for p in range(start, stop)]
+            output_rows += range(len(token_ids) - item.num_samples, len(token_ids))
         return Batch(
             token_ids=torch.tensor(token_ids, dtype=torch.long),
             positions=torch.tensor(positions, dtype=torch.long),
@@ -101,11 +102,6 @@ def _rows(hidden: torch.Tensor, rows: Sequence[int]) -> torch.Tensor:
     return hidden[torch.tensor(rows, dtype=torch.long, device=hidden.device)]
 
 
-def _num_samples(item: ScheduledRequest) -> int:
-    """Tokens that it gets: one after its last token and one after each guess."""
-    return 1 + len(item.guesses) if item.samples else 0
-
-
 def _output_rows(items: Sequence[ScheduledRequest]) -> tuple[list[int], list[int]]:
     """Which of a batch's output rows are scored and which are sampled from: in each item first the former."""
     scoring: list[int] = []
@@ -114,7 +110,7 @@ def _output_rows(items: Sequence[ScheduledRequest]) -> tuple[list[int], list[int
     for item in items:
         start, count = count, count + len(item.rows_to_score)
         scoring += range(start, count)
-        start, count = count, count + _num_samples(item)
+        start, count = count, count + item.num_samples
         sampling += range(start, count)
     return scoring, sampling
 

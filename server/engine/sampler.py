@@ -5,7 +5,7 @@ text whoever shares its batch. Temperature 0 takes the likeliest token, the lowe
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 
@@ -14,8 +14,7 @@ from server.engine.request import Request, SamplingParams, TokenLogprobs
 _FIRST_CANDIDATES = 128  # of a truncated distribution; doubled until they hold all that is kept
 
 
-@dataclass(frozen=True)
-class SampledToken:
+class SampledToken(NamedTuple):
     """A chosen token, with log-probabilities where the request asked for them."""
 
     token_id: int

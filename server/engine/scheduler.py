@@ -34,37 +34,37 @@ MAX_BACKGROUND_TOKENS_BESIDE_USERS = 16
 MAX_BACKGROUND_TOKENS_ALONE = 64
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class ScheduledRequest:
-    """`num_tokens` more of this request are computed in this step. The properties hold until `update`.
+    """`num_tokens` more of this request are computed in this step; not changed once made.
 
     `guesses` are computed after them; only a request that gets a new token has any.
+
+    Attributes:
+        catches_up: whether the step computes all of the request's tokens that were left.
+        num_samples: tokens that it gets, one after its last token and one after each guess, if it wants any.
+        rows_to_score: the positions of this step whose logits the request wants scored.
     """
 
     request: Request
     num_tokens: int
     guesses: tuple[int, ...] = ()
+    catches_up: bool = field(init=False)
+    num_samples: int = field(init=False)
+    rows_to_score: range = field(init=False)
 
-    @property
-    def catches_up(self) -> bool:
-        """Whether the step computes all of the request's tokens that were left."""
-        return self.request.num_computed_tokens + self.num_tokens == self.request.num_tokens
+    def __post_init__(self) -> None:
+        request = self.request
+        start = request.num_computed_tokens
+        self.catches_up = start + self.num_tokens == request.num_tokens
+        samples = self.catches_up and request.sampling.max_tokens > 0
+        self.num_samples = 1 + len(self.guesses) if samples else 0
+        self.rows_to_score = request.rows_to_score(start, start + self.num_tokens)
 
     @property
     def decodes(self) -> bool:
-        """Whether the step computes its newest token, all before it being computed."""
+        """Whether the step computes its newest token, all before it being computed. Holds until `update`."""
         return self.num_tokens == 1 and self.request.num_computed_tokens >= len(self.request.prompt_token_ids)
-
-    @property
-    def samples(self) -> bool:
-        """Whether the request gets a new token."""
-        return self.catches_up and self.request.sampling.max_tokens > 0
-
-    @property
-    def rows_to_score(self) -> range:
-        """The positions of this step whose logits the request wants scored."""
-        start = self.request.num_computed_tokens
-        return self.request.rows_to_score(start, start + self.num_tokens)
 
 
 @dataclass(frozen=True)
@@ -196,16 +196,17 @@ class Scheduler:
         results: list[tuple[Request, int | None, FinishReason | None]] = []
         for item in output.scheduled:
             request = item.request
-            catches_up, chosen = item.catches_up, sampled.get(request.request_id, ())
-            assert len(chosen) == (1 + len(item.guesses) if item.samples else 0)
+            chosen = sampled.get(request.request_id, ())
+            assert len(chosen) == item.num_samples
             request.scored += scored.get(request.request_id, ())
             request.num_computed_tokens += item.num_tokens
-            if not catches_up:
+            if not item.catches_up:
                 self._remember_full_blocks(request)
                 continue
             new = self._new_tokens(item, chosen)
             request.num_computed_tokens += max(0, len(new) - 1)  # the guesses among them
-            self._return_surplus(request)
+            if item.guesses:
+                self._return_surplus(request)
             self._remember_full_blocks(request)
             reason = new[-1][1] if new else self._finish_reason(request, None)
             if reason is not None:
@@ -303,7 +304,7 @@ class Scheduler:
                 return
             request = item.request
             sampling = request.sampling
-            if request.is_background or not item.samples or not sampling.is_predictable:
+            if request.is_background or not item.num_samples or not sampling.is_predictable:
                 continue
             start = request.num_computed_tokens + item.num_tokens
             in_blocks = len(request.block_table) * self._pool.block_size - start
@@ -362,6 +363,8 @@ class Scheduler:
         if not self._config.enable_prefix_caching:
             return
         num_full = request.num_computed_tokens // self._pool.block_size
+        if num_full == request.num_remembered_blocks:
+            return
         self._extend_hashes(request, num_full)
         for index in range(request.num_remembered_blocks, num_full):
             self._pool.remember(request.block_table[index], request.block_hashes[index])

@@ -32,7 +32,7 @@ def network(tokens: list[int]) -> int:
 def compute(scheduler: Scheduler, output: SchedulerOutput) -> None:
     sampled = {}
     for item in output.scheduled:
-        if item.samples:
+        if item.num_samples:
             tokens = [*item.request.prompt_token_ids, *item.request.output_token_ids]
             texts = [tokens + list(item.guesses[:n]) for n in range(1 + len(item.guesses))]
             sampled[item.request.request_id] = [network(text) for text in texts]
@@ -91,7 +91,7 @@ def test_no_answer_changes(
             for item in output.scheduled:
                 last = item.request.num_computed_tokens + item.num_tokens + len(item.guesses)
                 assert last < len(item.request.prompt_token_ids) + max_tokens
-            sampling = [item.request for item in output.scheduled if item.samples]
+            sampling = [item.request for item in output.scheduled if item.num_samples]
             compute(scheduler, output)
             for r in scheduler.running:
                 assert r not in sampling or r.num_computed_tokens == r.num_tokens - 1

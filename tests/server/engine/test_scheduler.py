@@ -69,7 +69,7 @@ def compute(
     sampled = {
         item.request.request_id: [token] * (1 + len(item.guesses))
         for item in output.scheduled
-        if item.samples
+        if item.num_samples
     }
     scored = {
         item.request.request_id: [TokenLogprobs(row, 0.0, ()) for row in item.rows_to_score]
