@@ -17,14 +17,18 @@ RUN make install wheel VENV=/opt/secateur TORCH="$TORCH" TORCH_INDEX="$TORCH_IND
     && /opt/secateur/bin/pip install --quiet --no-deps dist/secateur-*.whl
 
 FROM python:${PYTHON_VERSION}-slim
-RUN apt-get update \
-    && apt-get install --yes --no-install-recommends bubblewrap libgomp1 \
+ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
+# Triton, which comes with torch for CUDA, compiles with a C compiler where it runs.
+RUN case "$TORCH_INDEX" in */cpu) compiler="" ;; *) compiler="gcc libc6-dev" ;; esac \
+    && apt-get update \
+    && apt-get install --yes --no-install-recommends bubblewrap libgomp1 $compiler \
     && rm -rf /var/lib/apt/lists/* \
     && useradd --create-home --uid 10001 secateur
 COPY --from=build /opt/secateur /opt/secateur
 ENV PATH=/opt/secateur/bin:$PATH \
     SECATEUR_HOST=0.0.0.0 \
-    SECATEUR_CACHE_DIR=/home/secateur/.cache/secateur
+    SECATEUR_CACHE_DIR=/home/secateur/.cache/secateur \
+    TRITON_CACHE_DIR=/home/secateur/.cache/secateur/triton
 USER secateur
 RUN mkdir -p "$SECATEUR_CACHE_DIR"
 VOLUME /home/secateur/.cache/secateur

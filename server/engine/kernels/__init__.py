@@ -5,7 +5,6 @@ made once, when an engine is loaded. They are an accelerator: everything they do
 reason for leaving them out is told once in the log and for as long as asked.
 """
 
-import importlib.util
 import logging
 from dataclasses import dataclass
 
@@ -14,6 +13,7 @@ from transformers import PretrainedConfig
 
 from server.engine.config import EngineConfig
 from server.engine.errors import KernelsUnavailableError
+from server.engine.kernels.cuda import check_triton
 from server.engine.kernels.library import (
     MAX_HEAD_DIM,
     MAX_QUANTIZED_INPUTS,
@@ -66,6 +66,7 @@ def choose_kernels(config: EngineConfig, model_config: PretrainedConfig) -> Kern
     try:
         _check(config, model_config)
         if torch.device(config.device).type == "cuda":
+            check_triton(config.device)
             return KernelChoice(None, GRAPHS)
         library = load_library()
         return KernelChoice(library, VECTOR if config.kernels == "avx512" else _best(library))
@@ -84,9 +85,7 @@ def _check(config: EngineConfig, model_config: PretrainedConfig) -> None:
         "the setting kernels asks for torch": config.kernels == "torch",
         f"the activation is {activation}, and they know silu": activation != "silu",
     }
-    if torch.device(config.device).type == "cuda":
-        reasons |= {"triton is not installed": importlib.util.find_spec("triton") is None}
-    else:
+    if torch.device(config.device).type == "cpu":
         reasons |= _reasons_of_cpu(config, model_config)
     for reason, applies in reasons.items():
         if applies:

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from server.engine import kernels
 from server.engine.errors import KernelsUnavailableError
-from server.engine.kernels import library
+from server.engine.kernels import cuda, library
 from server.engine.kernels.decoder import PackedKV, layer_struct, matrix_struct
 from server.engine.kernels.library import BatchStruct, KernelLibrary, ModelStruct, load_library
 from server.engine.kernels.packing import PackedLayer, PanelMemory, pack_gate_up, pack_matrix
@@ -407,23 +407,45 @@ def test_torch_computes_where_the_kernels_cannot_or_must_not(
 
 
 @pytest.mark.parametrize(
-    ("limits", "has_triton", "description"),
+    ("limits", "description"),
     [
-        ({}, True, kernels.GRAPHS),
-        ({"dtype": "float32"}, True, kernels.GRAPHS),
-        ({"kernels": "torch"}, True, "torch: the setting kernels asks for torch"),
-        ({}, False, "torch: triton is not installed"),
+        ({}, kernels.GRAPHS),
+        ({"dtype": "float32"}, kernels.GRAPHS),
+        ({"kernels": "torch"}, "torch: the setting kernels asks for torch"),
     ],
 )
 def test_what_computes_on_a_cuda_device(
-    load, monkeypatch: pytest.MonkeyPatch, limits: dict, has_triton: bool, description: str
+    load, monkeypatch: pytest.MonkeyPatch, limits: dict, description: str
 ) -> None:
-    """Chosen by configuration alone: no device is asked."""
-    spec = object() if has_triton else None
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: spec if name == "triton" else None)
+    """A stand-in for Triton on a device, which works."""
+    monkeypatch.setattr(kernels, "check_triton", lambda device: None)
     config = dataclasses.replace(CONFIG, device="cuda:0", **limits)
     choice = kernels.choose_kernels(config, load("qwen2").checkpoint.config)
     assert (choice.library, choice.description) == (None, description)
+
+
+@pytest.mark.parametrize(
+    ("is_installed", "reason"),
+    [(False, "triton is not installed"), (True, "triton does not work here: Failed to find C compiler")],
+)
+def test_torch_computes_where_triton_cannot(
+    load, monkeypatch: pytest.MonkeyPatch, is_installed: bool, reason: str
+) -> None:
+    def fails(*_: object) -> None:
+        raise RuntimeError("Failed to find C compiler\nand more that nobody needs to read")
+
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util,
+        "find_spec",
+        lambda name: (object() if is_installed else None) if name == "triton" else find_spec(name),
+    )
+    monkeypatch.setattr(torch.cuda, "device", fails)
+    cuda.check_triton.cache_clear()
+    config = dataclasses.replace(CONFIG, device="cuda:0")
+    choice = kernels.choose_kernels(config, load("qwen2").checkpoint.config)
+    cuda.check_triton.cache_clear()
+    assert choice.description == f"torch: {reason}"
 
 
 @compiled
