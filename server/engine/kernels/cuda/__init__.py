@@ -13,8 +13,8 @@ def check_triton(device: str) -> None:
     """Computes something small, once per device.
 
     Raises:
-        KernelsUnavailableError: Triton is not installed, or cannot compile or run there. It needs a C compiler
-            and Python's headers.
+        KernelsUnavailableError: Triton is not installed, or cannot compile or run there; it needs a C
+            compiler and Python's headers.
     """
     if importlib.util.find_spec("triton") is None:
         raise KernelsUnavailableError("triton is not installed")
