@@ -251,7 +251,7 @@ class AsyncEngine:
 
     @property
     def kernels(self) -> str:
-        """What computes: "amx-bf16", "avx512-bf16" or "torch: <why>"."""
+        """What computes: "amx-bf16", "avx512-bf16", "cuda-graphs" or "torch: <why>"."""
         return self._engine.kernels
 
     @property
