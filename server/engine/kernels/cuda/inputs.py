@@ -54,7 +54,7 @@ class StepInputs:
     Args:
         num_tokens: of a batch, at most: what stands behind the last one is computed and kept nowhere.
         num_requests, num_blocks: of its block tables, at most.
-        items: what attention computes, or how many items of one token there is room for.
+        num_items: of what programs of attention compute, at most.
 
     Attributes:
         token_ids, positions, slots: [num_tokens] on the device.
@@ -108,8 +108,9 @@ class StepInputs:
             table[: len(span.block_table)] = span.block_table
         arrays["items"][: len(items)] = items
         # Attention computes something for every token there is room for: of the first request, say.
-        for row in range(len(items), len(arrays["items"])):
-            arrays["items"][row] = row, 1, 0
+        free = arrays["items"][len(items) :]
+        free[:, 0] = np.arange(len(items), len(arrays["items"]))
+        free[:, 1:] = 1, 0
         self._device.copy_(self._host)
 
     def queries(self, first_item: int, num_items: int, per_program: int, block_size: int) -> Queries:
@@ -122,8 +123,9 @@ def inputs_of(
     batch: Batch, num_layers: int, block_size: int, device: torch.device
 ) -> tuple[StepInputs, list[Queries]]:
     """A batch as it is: tokens that stand alone are computed one by one, chunks of prompts in pieces."""
-    alone = [item for item in items_of(batch.spans, QUERIES_PER_PROGRAM) if item.num_tokens == 1]
-    chunks = [item for item in items_of(batch.spans, QUERIES_PER_PROGRAM) if item.num_tokens > 1]
+    items = items_of(batch.spans, QUERIES_PER_PROGRAM)
+    alone = [item for item in items if item.num_tokens == 1]
+    chunks = [item for item in items if item.num_tokens > 1]
     longest = max(len(span.block_table) for span in batch.spans)
     inputs = StepInputs(
         num_layers, len(batch.token_ids), len(batch.spans), longest, len(alone) + len(chunks), device
