@@ -79,7 +79,7 @@ class GraphedSteps:
         graph = torch.cuda.CUDAGraph()
         # Other threads load deltas meanwhile.
         with (
-            _no_garbage_collection(),
+            no_garbage_collection(),
             torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"),
         ):
             result = self._step(inputs, widest)
@@ -88,7 +88,7 @@ class GraphedSteps:
 
 
 @contextmanager
-def _no_garbage_collection() -> Iterator[None]:
+def no_garbage_collection() -> Iterator[None]:
     """Garbage may be another engine, and giving its graphs back is an error while one is captured."""
     enabled = gc.isenabled()
     gc.disable()
