@@ -2,10 +2,11 @@
 # CPU by default. For CUDA: docker build --build-arg TORCH_INDEX=https://download.pytorch.org/whl/cu128 .
 # The steps are the Makefile's own targets, so what is built here is what is tested outside.
 ARG PYTHON_VERSION=3.12
+ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
 
 FROM python:${PYTHON_VERSION}-slim AS build
 ARG TORCH=torch==2.13.0
-ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
+ARG TORCH_INDEX
 RUN apt-get update \
     && apt-get install --yes --no-install-recommends make g++ \
     && rm -rf /var/lib/apt/lists/*
@@ -17,7 +18,7 @@ RUN make install wheel VENV=/opt/secateur TORCH="$TORCH" TORCH_INDEX="$TORCH_IND
     && /opt/secateur/bin/pip install --quiet --no-deps dist/secateur-*.whl
 
 FROM python:${PYTHON_VERSION}-slim
-ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
+ARG TORCH_INDEX
 # Triton, which comes with torch for CUDA, compiles with a C compiler where it runs.
 RUN case "$TORCH_INDEX" in */cpu) compiler="" ;; *) compiler="gcc libc6-dev" ;; esac \
     && apt-get update \

@@ -18,6 +18,7 @@ import torch
 from tqdm import tqdm
 
 from bench.environment import provenance
+from bench.limits import Limits
 from pruning.checkpoint import Checkpoint, default_cache_dir, open_checkpoint
 from pruning.ranking import Ranking, rank
 from pruning.widths import exact_sparsity, widths_at
@@ -54,14 +55,14 @@ CASES = (
 class Bench:
     """One checkpoint, in engines of several kinds."""
 
-    def __init__(self, model: str, kernels: Sequence[str], device: str = "cuda:0") -> None:
+    def __init__(self, model: str, kernels: Sequence[str]) -> None:
         self._checkpoint: Checkpoint = open_checkpoint(model, default_cache_dir())
         shape = self._checkpoint.architecture.num_layers, self._checkpoint.architecture.intermediate_size
         # Which neurons go is the same to the clock.
         scores = torch.rand(*shape, generator=torch.Generator().manual_seed(0))
         self._ranking: Ranking = rank(scores, score="random", profile_digest="none")
         config = EngineConfig(
-            device=device,
+            device="cuda:0",
             dtype="bfloat16",
             block_size=16,
             kv_cache_bytes=8 << 30,
@@ -119,15 +120,14 @@ class Bench:
         sparsity = case.sparsities[index % len(case.sparsities)]
         widths = self.widths(sparsity)
         exact = exact_sparsity(widths, self._checkpoint.architecture.intermediate_size)
-        generator = torch.Generator().manual_seed(time.monotonic_ns())
-        token_ids = torch.randint(0, 30_000, (case.prompt,), generator=generator).tolist()
+        token_ids = torch.randint(0, 30_000, (case.prompt,)).tolist()
         sampling = SamplingParams(max_tokens=max_tokens, temperature=0, ignore_eos=True)
         return Request(
             str(index), token_ids, Variant(f"s{sparsity}", sparsity, exact, widths, 0, 0), sampling
         )
 
 
-def limits() -> dict[str, float]:
+def limits() -> Limits:
     """Bytes a second of a sum of 8 GB, and FLOPs a second of a large bfloat16 product; best of twelve."""
     data = torch.ones(2 << 30, device="cuda")
     a, b = torch.randn(2, 8192, 8192, device="cuda", dtype=torch.bfloat16)

@@ -84,8 +84,8 @@ class Decoder(Protocol):
         ...
 
 
-class DecoderModel:
-    """The decoder as torch computes it, on any device and in any dtype.
+class TorchDecoder:
+    """What decoders that compute with torch's tensors hold: weights, keys and values, rotary tables.
 
     Args:
         max_model_len: the longest context, in tokens.
@@ -107,12 +107,7 @@ class DecoderModel:
             PagedKV(num_blocks, block_size, geometry.num_kv_heads, geometry.head_dim, device, dtype)
             for _ in weights.layers
         ]
-        self._cos, self._sin = rotary_tables(config, max_model_len, weights.norm)
-        activation = _activation(config.hidden_act)
-        self._layers = [
-            _DecoderLayer(index, layer, geometry, window, activation)
-            for index, (layer, window) in enumerate(zip(weights.layers, geometry.windows, strict=True))
-        ]
+        self._rotary = rotary_tables(config, max_model_len, weights.norm)
 
     @property
     def kv_bytes(self) -> int:
@@ -122,6 +117,28 @@ class DecoderModel:
     def load_delta(self, delta: Delta) -> ServedDelta:
         """A delta of a variant of this model, ready to compute with. Safe on any thread."""
         return TorchDelta.of(delta, self._geometry.qkv_rows, self._weights.norm)
+
+    def _tensor(self, rows: Sequence[int]) -> torch.Tensor:
+        return torch.tensor(rows, dtype=torch.long, device=self._weights.norm.device)
+
+
+class DecoderModel(TorchDecoder):
+    """The decoder as torch computes it, on any device and in any dtype. Args as above."""
+
+    def __init__(
+        self,
+        config: PretrainedConfig,
+        weights: ModelWeights,
+        max_model_len: int,
+        num_blocks: int,
+        block_size: int,
+    ) -> None:
+        super().__init__(config, weights, max_model_len, num_blocks, block_size)
+        activation = _activation(config.hidden_act)
+        self._layers = [
+            _DecoderLayer(index, layer, self._geometry, window, activation)
+            for index, (layer, window) in enumerate(zip(weights.layers, self._geometry.windows, strict=True))
+        ]
 
     def forward(self, batch: Batch) -> torch.Tensor:
         """What the layers make of `batch.output_rows`, [rows, hidden]; keeps the batch's keys and values."""
@@ -158,15 +175,13 @@ class DecoderModel:
     def _step(self, batch: Batch) -> "_Step":
         like = self._weights.norm
         positions = batch.positions.to(like.device)
+        cos, sin = self._rotary
         return _Step(
-            rotary=(self._cos[positions, None], self._sin[positions, None]),
+            rotary=(cos[positions, None], sin[positions, None]),
             slots=batch.slots.to(like.device),
             plan=AttentionPlan.of(batch.spans, self._kv[0].block_size, device=like.device, dtype=like.dtype),
             deltas=batch.deltas,
         )
-
-    def _tensor(self, rows: Sequence[int]) -> torch.Tensor:
-        return torch.tensor(rows, dtype=torch.long, device=self._weights.norm.device)
 
 
 @dataclass(frozen=True)

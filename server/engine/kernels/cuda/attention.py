@@ -46,7 +46,7 @@ def attend(
     _attend[(programs, kv_heads, parts)](
         queries, kv.keys, kv.values, positions, work.items, work.tables, work.tables.shape[1], output,
         sums, peaks, queries.shape[0] * num_heads, head_dim**-0.5, window or 0,
-        QUERIES=work.per_program, GROUP=group, ROWS=rows, KV_HEADS=kv_heads, DIM=head_dim,
+        GROUP=group, ROWS=rows, KV_HEADS=kv_heads, DIM=head_dim,
         WIDTH=max(16, triton.next_power_of_2(head_dim)), BLOCK_SIZE=block_size,
         PIECE=_KEYS_PER_PIECE // 4 if is_exact else _KEYS_PER_PIECE, PARTS=parts, EXACT=is_exact,
         num_warps=8 if rows > 64 else 4,
@@ -54,7 +54,7 @@ def attend(
     if parts > 1:
         _combine[(programs, num_heads)](
             sums, peaks, work.items, output, queries.shape[0] * num_heads,
-            QUERIES=work.per_program, HEADS=num_heads, DIM=head_dim, WIDTH=triton.next_power_of_2(head_dim),
+            HEADS=num_heads, DIM=head_dim, WIDTH=triton.next_power_of_2(head_dim),
             PARTS=parts, num_warps=1,
         )  # fmt: skip
 
@@ -68,7 +68,7 @@ def _num_parts(programs: int, max_keys: int) -> int:
 @triton.jit
 def _attend(
     queries, keys, values, positions, items, tables, table_length, output, sums, peaks, part_heads, scale,
-    window, QUERIES: tl.constexpr, GROUP: tl.constexpr, ROWS: tl.constexpr, KV_HEADS: tl.constexpr,
+    window, GROUP: tl.constexpr, ROWS: tl.constexpr, KV_HEADS: tl.constexpr,
     DIM: tl.constexpr, WIDTH: tl.constexpr, BLOCK_SIZE: tl.constexpr, PIECE: tl.constexpr,
     PARTS: tl.constexpr, EXACT: tl.constexpr,
 ):  # fmt: skip
@@ -80,7 +80,7 @@ def _attend(
 
     row = tl.arange(0, ROWS)  # a row is a query of one head
     query = row // GROUP
-    real = (query < QUERIES) & (query < count)
+    real = query < count
     token = tl.where(real, first + query, first)
     dim = tl.arange(0, WIDTH)
     head = (token * KV_HEADS + kv_head) * GROUP + row % GROUP  # [ROWS], of all heads of all tokens
@@ -133,7 +133,7 @@ def _attend(
 @triton.jit
 def _combine(
     sums, peaks, items, output, part_heads,
-    QUERIES: tl.constexpr, HEADS: tl.constexpr, DIM: tl.constexpr, WIDTH: tl.constexpr, PARTS: tl.constexpr,
+    HEADS: tl.constexpr, DIM: tl.constexpr, WIDTH: tl.constexpr, PARTS: tl.constexpr,
 ):  # fmt: skip
     item, head = tl.program_id(0), tl.program_id(1)
     first = tl.load(items + 3 * item)
@@ -146,6 +146,6 @@ def _combine(
         total = tl.load(peaks + 2 * (part * part_heads + own) + 1)
         weight = tl.exp(peak - tl.max(peak, 0))
         at = (part * part_heads + own)[:, None] * DIM + dim[None, :]
-        weighted = tl.load(sums + at, (dim < DIM)[None, :] & (part >= 0)[:, None], 0)
+        weighted = tl.load(sums + at, (dim < DIM)[None, :], 0)
         result = tl.sum(weighted * weight[:, None], 0) / tl.sum(total * weight, 0)
         tl.store(output + own * DIM + dim, result.to(output.dtype.element_ty), dim < DIM)

@@ -13,15 +13,13 @@ import torch
 from torch.nn import functional as F
 from transformers import PretrainedConfig
 
-from pruning.delta import Delta
-from server.engine.attention import PagedKV
 from server.engine.batch import Batch
-from server.engine.delta import DeltaRows, ServedDelta, TorchDelta, add_low_rank, rows_of_map
+from server.engine.delta import DeltaRows, add_low_rank, rows_of_map
 from server.engine.kernels.cuda.attention import attend
 from server.engine.kernels.cuda.elementwise import add_and_norm, gate, rotate_and_keep
 from server.engine.kernels.cuda.graphs import GraphedSteps
 from server.engine.kernels.cuda.inputs import Queries, StepInputs, inputs_of
-from server.engine.model import ModelGeometry, rotary_tables
+from server.engine.model import TorchDecoder
 from server.engine.nested_mlp import MLPDeltas, NestedMLP
 from server.engine.quantization import linear, of_inputs, of_outputs, rows_of
 from server.engine.weights import ModelWeights
@@ -29,12 +27,10 @@ from server.engine.weights import ModelWeights
 MLP = Callable[[int, torch.Tensor], torch.Tensor]  # layer, [tokens, hidden] → the same
 
 
-class CudaDecoder:
-    """A `Decoder`; what `forward` gives is normed.
+class CudaDecoder(TorchDecoder):
+    """A `Decoder`; what `forward` gives is normed. Args as of `TorchDecoder`, and
 
     Args:
-        max_model_len: the longest context, in tokens.
-        num_blocks, block_size: KV blocks, and the tokens in each.
         small_step: tokens of the steps that are kept as graphs, at most.
     """
 
@@ -47,28 +43,13 @@ class CudaDecoder:
         block_size: int,
         small_step: int,
     ) -> None:
-        self._geometry = geometry = ModelGeometry.from_config(config)
-        self._weights = weights
-        self._device, dtype = weights.norm.device, weights.norm.dtype
-        self._kv = [
-            PagedKV(num_blocks, block_size, geometry.num_kv_heads, geometry.head_dim, self._device, dtype)
-            for _ in weights.layers
-        ]
+        super().__init__(config, weights, max_model_len, num_blocks, block_size)
+        self._device = weights.norm.device
         self._block_size = block_size
-        self._rotary = rotary_tables(config, max_model_len, weights.norm)
         self._mlps = [NestedMLP(layer.gate, layer.up, layer.down, F.silu) for layer in weights.layers]
         self._graphs = GraphedSteps(
             self._graphed, len(weights.layers), small_step, -(-max_model_len // block_size), self._device
         )
-
-    @property
-    def kv_bytes(self) -> int:
-        """Memory of keys and values, all layers."""
-        return sum(kv.keys.nbytes + kv.values.nbytes for kv in self._kv)
-
-    def load_delta(self, delta: Delta) -> ServedDelta:
-        """A delta of a variant of this model, ready to compute with. Safe on any thread."""
-        return TorchDelta.of(delta, self._geometry.qkv_rows, self._weights.norm)
 
     def forward(self, batch: Batch) -> torch.Tensor:
         """What the layers make of `batch.output_rows`, [rows, hidden]; keeps the batch's keys and values."""
@@ -76,7 +57,7 @@ class CudaDecoder:
             hidden = self._graphs.run(batch) if self._graphs.can_hold(batch) else self._launched(batch)
             if batch.wants_all:
                 return hidden
-            return hidden[torch.tensor(batch.output_rows, dtype=torch.long, device=self._device)]
+            return hidden[self._tensor(batch.output_rows)]
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """[rows, vocabulary] in float32, of rows that `forward` gave."""
