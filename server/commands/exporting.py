@@ -48,3 +48,8 @@ def export(settings: ExportSettings) -> tuple[Path, int]:
         delta=delta,
     )
     return settings.out, num_bytes
+
+
+def export_summary(directory: Path, num_bytes: int) -> str:
+    """For people: where it is, and how large."""
+    return f"{directory}\n  {num_bytes:,} bytes of weights"

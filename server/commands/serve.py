@@ -67,13 +67,12 @@ def serve(settings: ServeSettings) -> None:
         SecateurError: the settings, the model or the profile do not allow it.
     """
     with _bind(settings.host, settings.port) as listener:
+        gc.freeze()  # what was imported stays: nobody need walk over it while the rest is loaded
         tracing = _tracing(settings)
         checkpoint = open_model(settings)
         loaded = load_model(settings, checkpoint)
         service = assemble(settings, loaded, tracing=tracing)
-        # What is there now stays: the collector need not walk over it while tokens wait.
-        gc.collect()
-        gc.freeze()
+        gc.freeze()  # what was loaded as well: nor while tokens wait
         server = GracefulServer(
             uvicorn.Config(
                 service.app,

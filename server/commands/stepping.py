@@ -73,6 +73,11 @@ def make_ranking(settings: RankSettings) -> SavedRanking:
     return saved
 
 
+def ranking_summary(path: Path, saved: SavedRanking) -> str:
+    """For people: where it is, and of what."""
+    return f"{path}\n  {saved.ranking.score}, {saved.provenance.task}, {saved.ranking.digest}"
+
+
 def _keep(so_far: StepsSoFar, path: Path, key: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     so_far.save(path, key)

@@ -97,6 +97,11 @@ def measure_profile(settings: ProfileSettings) -> tuple[Path, SelectivityProfile
     return path, profile
 
 
+def profile_summary(path: Path, profile: SelectivityProfile) -> str:
+    """For people: where it is, and of what."""
+    return f"{path}\n  {profile.provenance.model_name}, {profile.provenance.task}, {profile.digest}"
+
+
 def calibration_data(source: CalibrationSource, num_prompts: int, seed: int) -> CalibrationData:
     """`num_prompts` prompts of the task and as many foreign ones."""
     return CalibrationData(

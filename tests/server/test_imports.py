@@ -13,3 +13,13 @@ def test_serving_imports_none_of_transformers_networks() -> None:
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout == "set()\n"
+
+
+def test_a_command_imports_no_other() -> None:
+    script = (
+        "import sys\nfrom server.__main__ import _imported\nfrom server.settings import ServeSettings\n"
+        "_imported(ServeSettings(model='any'))\n"
+        "print(sorted(name for name in sys.modules if name.startswith('server.commands.')))"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout == "['server.commands.serve']\n"

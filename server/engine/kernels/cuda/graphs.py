@@ -1,13 +1,12 @@
 """Steps of few tokens as CUDA graphs."""
 
-import gc
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 
+from pruning.garbage import no_garbage_collection
 from server.engine.batch import Batch
 from server.engine.kernels.cuda.inputs import StepInputs, items_of
 
@@ -77,7 +76,8 @@ class GraphedSteps:
         self, inputs: StepInputs, widest: tuple[int, ...]
     ) -> tuple[torch.cuda.CUDAGraph, torch.Tensor]:
         graph = torch.cuda.CUDAGraph()
-        # Other threads load deltas meanwhile.
+        # Garbage may be another engine, and giving its graphs back is an error while one is captured. Other
+        # threads load deltas meanwhile.
         with (
             no_garbage_collection(),
             torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"),
@@ -85,18 +85,6 @@ class GraphedSteps:
             result = self._step(inputs, widest)
         self._pool = graph.pool()
         return graph, result
-
-
-@contextmanager
-def no_garbage_collection() -> Iterator[None]:
-    """Garbage may be another engine, and giving its graphs back is an error while one is captured."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
 
 
 def graph_sizes(max_tokens: int) -> list[int]:

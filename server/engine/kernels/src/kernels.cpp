@@ -39,11 +39,18 @@ SECATEUR_EXPORT void secateur_pack(const void* source, int bytes, int64_t output
     constexpr int kInWord = sizeof(Word) / sizeof(Number);
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (int64_t panel = 0; panel < (outputs + lanes - 1) / lanes; ++panel) {
-      for (int64_t lane = 0; lane < std::min<int64_t>(lanes, outputs - panel * lanes); ++lane) {
-        const Number* from = static_cast<const Number*>(source) + (panel * lanes + lane) * output_stride;
-        Number* to = reinterpret_cast<Number*>(panels + panel * words * kPanel + first_lane + lane);
-        for (int64_t k = 0; k < inputs; ++k) to[k / kInWord * kPanel * kInWord + k % kInWord] = from[k * input_stride];
-      }
+      const Number* from = static_cast<const Number*>(source) + panel * lanes * output_stride;
+      Number* to = reinterpret_cast<Number*>(panels + panel * words * kPanel + first_lane);
+      const int64_t filled = std::min<int64_t>(lanes, outputs - panel * lanes);
+      // Word by word, so that what is written, and read of a matrix that lies input by input, follows on.
+      const auto copy = [&](int64_t word, int64_t numbers) {
+        for (int64_t lane = 0; lane < filled; ++lane)
+          for (int64_t k = 0; k < numbers; ++k)
+            to[(word * kPanel + lane) * kInWord + k] =
+                from[lane * output_stride + (word * kInWord + k) * input_stride];
+      };
+      for (int64_t word = 0; word < inputs / kInWord; ++word) copy(word, kInWord);
+      copy(inputs / kInWord, inputs % kInWord);
     }
   };
   if (bytes == 1)

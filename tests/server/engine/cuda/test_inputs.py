@@ -1,6 +1,5 @@
 """What a step's kernels are told of its batch, on the CPU: nothing here needs a GPU or Triton."""
 
-import gc
 from collections.abc import Sequence
 from itertools import pairwise
 
@@ -9,7 +8,7 @@ import torch
 
 from server.engine.attention import AttentionSpan
 from server.engine.batch import Batch
-from server.engine.kernels.cuda.graphs import GraphedSteps, graph_sizes, no_garbage_collection
+from server.engine.kernels.cuda.graphs import GraphedSteps, graph_sizes
 from server.engine.kernels.cuda.inputs import StepInputs, inputs_of, items_of
 from server.engine.nested_mlp import NeuronBlock
 
@@ -103,16 +102,3 @@ def test_sizes_reach_the_largest_step_without_long_jumps(most: int) -> None:
     assert sizes == sorted(set(sizes))
     assert all(after <= max(2 * before, before + 8) for before, after in pairwise(sizes))
     assert len(sizes) <= 13
-
-
-@pytest.mark.parametrize("was_on", [True, False])
-def test_garbage_waits_for_the_end_of_a_capture(was_on: bool) -> None:
-    """Whose graphs it may hold."""
-    before = gc.isenabled()
-    (gc.enable if was_on else gc.disable)()
-    try:
-        with no_garbage_collection():
-            assert not gc.isenabled()
-        assert gc.isenabled() == was_on
-    finally:
-        (gc.enable if before else gc.disable)()
