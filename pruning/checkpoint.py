@@ -5,6 +5,7 @@ that comes with a model.
 """
 
 import json
+import math
 import os
 import re
 from contextlib import AbstractContextManager
@@ -65,6 +66,12 @@ class Checkpoint:
     def tokenizer_fingerprint(self) -> str:
         """Names the tokenizer and its chat template."""
         return tokenizer_fingerprint(self.path)
+
+    @cached_property
+    def num_parameters(self) -> int:
+        """Numbers in its files; what is tied and lies there twice counts twice."""
+        with self.open_tensors() as tensors:
+            return sum(math.prod(tensors.shape(name)) for name in tensors.names)
 
     @cached_property
     def eos_token_ids(self) -> frozenset[int]:

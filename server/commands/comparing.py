@@ -123,7 +123,7 @@ def _measure(
     items = task.evaluation(settings.items, settings.seed)
     tokenizer = checkpoint.tokenizer()
     prompts = [prompt_token_ids(tokenizer, item.prompt) for item in items]
-    device, dtype = measuring_on(settings)
+    device, dtype = measuring_on(settings, checkpoint)
     identity = [checkpoint.fingerprint, str(dtype), device.type]
 
     @cache  # as is `reference`: only where there is something to measure

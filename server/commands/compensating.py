@@ -32,7 +32,7 @@ def fit_delta(settings: CompensateSettings) -> tuple[Path, Delta]:
     checkpoint = open_model(settings)
     known = ranked(settings, checkpoint)
     data = calibration_data(source, settings.num_prompts, settings.seed)
-    device, dtype = measuring_on(settings)
+    device, dtype = measuring_on(settings, checkpoint)
     bound = memory_bound(settings.max_memory, device)
     work = out.with_name(f"{out.name}.work")
     delta = compensate(

@@ -43,7 +43,7 @@ def make_ranking(settings: RankSettings) -> SavedRanking:
     source = open_calibration(settings.task, settings.task_options())
     checkpoint = open_model(settings)
     data = calibration_data(source, settings.num_prompts, settings.seed)
-    device, dtype = measuring_on(settings)
+    device, dtype = measuring_on(settings, checkpoint)
     key = steps_key(
         checkpoint.fingerprint, checkpoint.tokenizer_fingerprint, data.fingerprint, score.name, steps, dtype
     )

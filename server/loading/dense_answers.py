@@ -9,7 +9,6 @@ for is not known here.
 import gc
 import hashlib
 import json
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -70,7 +69,8 @@ def dense_answers(
     if missing:
         config = _config(checkpoint, missing, max_new_tokens, device, dtype)
         if max_memory_bytes is not None:
-            parts = {"the model": _weight_bytes(checkpoint, dtype), "keys and values": config.kv_cache_bytes}
+            weight_bytes = checkpoint.num_parameters * dtype.itemsize
+            parts = {"the model": weight_bytes, "keys and values": config.kv_cache_bytes}
             spare_bytes("answering the prompts", parts, max_memory_bytes, "use --dtype bfloat16")
         there = len(prompts) - len(missing)
         with tqdm(total=len(prompts), initial=there, desc="answers", unit="prompt") as bar:
@@ -179,8 +179,3 @@ def _ask(
         for output in outputs:
             if output.finish_reason is not None:
                 yield output.request.prompt_token_ids, output.request.output_token_ids
-
-
-def _weight_bytes(checkpoint: Checkpoint, dtype: torch.dtype) -> int:
-    with checkpoint.open_tensors() as tensors:
-        return sum(math.prod(tensors.shape(name)) for name in tensors.names) * dtype.itemsize

@@ -1,6 +1,7 @@
 """Which device and number format the settings mean on this machine."""
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal
 
 import torch
 
@@ -25,6 +26,12 @@ def resolve_device(name: str) -> torch.device:
         count = torch.cuda.device_count()
         raise SettingsError(f"device {name} is not here, torch sees {count} CUDA devices: use cpu or auto")
     return device
+
+
+def cpu_multiplies_bfloat16() -> bool:
+    """Whether this CPU has instructions for it, as far as torch can tell; without, bfloat16 is slow."""
+    capabilities: Mapping[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # older torch has none
+    return any("bf16" in name and bool(value) for name, value in capabilities.items())
 
 
 def resolve_dtype(name: Dtype | Literal["auto"], auto: Dtype) -> Dtype:

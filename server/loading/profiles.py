@@ -17,7 +17,7 @@ from pruning.calibration import CalibrationData, build_profile
 from pruning.checkpoint import Checkpoint, default_cache_dir, open_checkpoint
 from pruning.profile import SelectivityProfile, load
 from server.loading.dense_answers import dense_answers
-from server.loading.devices import resolve_device, resolve_dtype
+from server.loading.devices import cpu_multiplies_bfloat16, resolve_device, resolve_dtype
 from server.monitoring.memory import device_memory
 from server.settings import (
     DEFAULT_NUM_PROMPTS,
@@ -29,6 +29,7 @@ from server.settings import (
 
 logger = logging.getLogger(__name__)
 
+FLOAT32_PARAMETERS = 100_000_000  # a model of so many is measured in minutes either way
 EMBEDDED_MODELS = Path(__file__).parents[1] / "embedded"
 
 
@@ -124,7 +125,7 @@ def measured_answers(
     Raises:
         ModelError, ProfileError, MemoryBoundError: as `dense_answers`.
     """
-    device, dtype = measuring_on(settings)
+    device, dtype = measuring_on(settings, checkpoint)
     return dense_answers(
         checkpoint,
         prompts,
@@ -149,12 +150,16 @@ def cached_path(settings: CommonSettings, checkpoint: Checkpoint) -> Path:
     return cache_directory(settings) / "profiles" / name
 
 
-def measuring_on(settings: CommonSettings) -> tuple[torch.device, torch.dtype]:
-    """Device and dtype of a model that is measured."""
+def measuring_on(settings: CommonSettings, checkpoint: Checkpoint) -> tuple[torch.device, torch.dtype]:
+    """Device and dtype of a model that is measured.
+
+    Squared gradients want float32 where it costs little: with a small model, or a CPU that is no faster in
+    bfloat16.
+    """
     device = resolve_device(settings.device)
-    # Squared gradients want float32 where it costs little; on CUDA memory is dearer.
-    dtype = resolve_dtype(settings.dtype, "bfloat16" if device.type == "cuda" else "float32")
-    return device, getattr(torch, dtype)
+    is_small = checkpoint.num_parameters <= FLOAT32_PARAMETERS
+    costs_little = device.type == "cpu" and (is_small or not cpu_multiplies_bfloat16())
+    return device, getattr(torch, resolve_dtype(settings.dtype, "float32" if costs_little else "bfloat16"))
 
 
 def memory_bound(max_memory: float | None, device: torch.device) -> int:
@@ -168,7 +173,7 @@ def memory_bound(max_memory: float | None, device: torch.device) -> int:
 def _measure(
     settings: CommonSettings, checkpoint: Checkpoint, data: CalibrationData, max_memory: float | None = None
 ) -> SelectivityProfile:
-    device, dtype = measuring_on(settings)
+    device, dtype = measuring_on(settings, checkpoint)
     bound = memory_bound(max_memory, device)
     return build_profile(
         checkpoint,

@@ -76,7 +76,8 @@ class CommonSettings(TaskSettings, CommandSettings):
     device: str = Field("auto", description="cpu, cuda, cuda:1 ...; auto takes CUDA where there is one")
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = Field(
         "auto",
-        description="of weights and KV; auto: bfloat16, measuring on the CPU float32, exporting as it is",
+        description="of weights and KV; auto: bfloat16, exporting as it is, measuring on a CPU float32 where "
+        "the model is small or the CPU does not multiply bfloat16",
     )
     threads: int | None = Field(
         None, ge=1, description="threads of one operation on the CPU; default: torch's"

@@ -6,12 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from eval.task import TaskError
 from pruning.errors import StaleProfileError
 from pruning.profile import load
 from server.loading import profiles
-from server.loading.profiles import measure_profile, open_model, profile_for_serving
+from server.loading.profiles import measure_profile, measuring_on, open_model, profile_for_serving
 from server.settings import ProfileSettings, ServeSettings
 from tests.tiny import tiny_checkpoint
 
@@ -96,3 +97,27 @@ def test_a_task_without_prompts_is_refused_with_the_way_out(
         profile_for_serving(serving, open_model(serving))
     with pytest.raises(TaskError, match="--distractors"):
         measure_profile(ProfileSettings(**{**measurement, "distractors": None}))
+
+
+@pytest.mark.parametrize(
+    ("most_small", "multiplies", "asked", "dtype"),
+    [
+        (10**9, True, "auto", torch.float32),
+        (0, True, "auto", torch.bfloat16),
+        (0, False, "auto", torch.float32),
+        (0, True, "float32", torch.float32),
+        (10**9, True, "bfloat16", torch.bfloat16),
+    ],
+)
+def test_only_large_models_are_measured_in_bfloat16_and_only_where_that_is_faster(
+    model: Path,
+    most_small: int,
+    multiplies: bool,
+    asked: str,
+    dtype: torch.dtype,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(profiles, "FLOAT32_PARAMETERS", most_small)
+    monkeypatch.setattr(profiles, "cpu_multiplies_bfloat16", lambda: multiplies)
+    settings = ServeSettings(model=str(model), device="cpu", dtype=asked)  # type: ignore[arg-type]
+    assert measuring_on(settings, open_model(settings)) == (torch.device("cpu"), dtype)
