@@ -119,7 +119,7 @@ inline void attend_chunks(const Model& model, const Layer& layer, const Batch& b
     find(tile, work.begin, keys.now());
     for (int s = 0; s < keys.now().count; ++s)
       for (int line = 0; line < model.head_dim / 2; ++line)  // 16 keys of head_dim bfloat16
-        _mm_prefetch(keys.now().segments[s].keys + line * kLanes, _MM_HINT_T0);
+        _mm_prefetch(keys.now().segments[s].keys + line * model.block_size, _MM_HINT_T0);
   }
   for (int chunk = work.begin; chunk < work.end; ++chunk) {
     const int first_key = chunk * kChunk;
@@ -135,7 +135,8 @@ inline void attend_chunks(const Model& model, const Layer& layer, const Batch& b
     if (matrix)
       attend_chunk_matrix(model, keys.now(), next, queries, rows, first_seen, last_seen, scale_log2, state);
     else
-      for_rows<AttendChunk>(rows)(model, keys.now(), next, queries, first_seen, last_seen, scale_log2, state);
+      for_rows<AttendChunk>(rows)(model, keys.now(), Ahead(model, keys.now(), next), queries, first_seen, last_seen,
+                                  scale_log2, state);
     keys.turn = 1 - keys.turn;
   }
 }

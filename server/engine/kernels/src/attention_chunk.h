@@ -4,6 +4,7 @@
 
 #include <cmath>
 #include <cstring>
+#include <limits>
 
 #include "model.h"
 #include "tiles.h"
@@ -103,14 +104,58 @@ SECATEUR_INLINE void weigh(const float* scores, int keys, int first_seen, int la
   state.total[row] += _mm512_reduce_add_ps(total);
 }
 
-// Adds one chunk of keys to a tile's running softmax. Blocks lie anywhere, so what comes next is fetched by hand:
-// the chunk's values while its keys are multiplied, the next chunk's keys while its values are.
+// Fetches what is read next, line by line in the order in which it is read: a chunk's values, then the keys of the one
+// after it. Blocks lie anywhere, so the processor does not see by itself where it goes on. Into the second cache: the
+// first has room for a chunk's values or keys at most, and few requests to memory under way.
+class Ahead {
+ public:
+  Ahead(const Model& model, const Chunk& chunk, const Chunk& next)
+      : next_(next), key_step_(model.block_size), lines_(model.head_dim / 2), segment_(chunk.segments),
+        end_(chunk.segments + chunk.count), at_(segment_->values) {}
+
+  SECATEUR_INLINE void fetch(int lines) {
+    for (int i = 0; i < lines; ++i) {
+      _mm_prefetch(at_, _MM_HINT_T1);
+      at_ += step_;
+      if (++line_ == lines_) turn();
+    }
+  }
+
+ private:
+  void turn() {
+    line_ = 0;
+    if (++segment_ == end_ && keys_) {  // all is on its way: the last line once more, and again
+      step_ = 0;
+      lines_ = std::numeric_limits<int>::max();
+      return;
+    }
+    if (segment_ == end_) {
+      keys_ = true;
+      segment_ = next_.segments;
+      end_ = next_.segments + next_.count;
+      step_ = key_step_;
+    }
+    at_ = keys_ ? segment_->keys : segment_->values;
+  }
+
+  const Chunk& next_;
+  const int key_step_;
+  int lines_;  // of a segment: 16 keys or values of head_dim bfloat16
+  int line_ = 0;
+  bool keys_ = false;
+  const Segment* segment_;
+  const Segment* end_;
+  const Pair* at_;
+  long step_ = kLanes;
+};
+
+// Adds one chunk of keys to a tile's running softmax. Lines are fetched in all three parts of it, about as many as memory
+// gives meanwhile.
 template <int R>
 struct AttendChunk {
-  // next: the chunk after this one, or this one again if it is the last.
   // queries: [head_dim / 2][R]. first_seen, last_seen: [R] the keys that a row sees, counted within the chunk.
   // scale_log2: what turns a product of query and key into a power of two.
-  static void run(const Model& model, Chunk& chunk, const Chunk& next, const Pair* queries,
+  static void run(const Model& model, Chunk& chunk, Ahead ahead, const Pair* queries,
                   const int* first_seen, const int* last_seen, float scale_log2, RunningSoftmax& state) {
     const Segment* segments = chunk.segments;
     const int num_segments = chunk.count;
@@ -124,9 +169,8 @@ struct AttendChunk {
       const Segment& right = segments[s + 1 < num_segments ? s + 1 : s];
       __m512 sums[R][2];
       set_zero(sums);
-      const Prefetch values{reinterpret_cast<const char*>(left.values),
-                            reinterpret_cast<const char*>(right.values), 64};
-      multiply_add<R, 2>(left.keys, right.keys, model.block_size, queries, model.head_dim / 2, sums, values);
+      multiply_add<R>(left.keys, right.keys, model.block_size, queries, model.head_dim / 2, sums,
+                      [&] { ahead.fetch(1); });
       // A segment of fewer than 16 keys leaves garbage behind its scores: the next one overwrites it, or the mask
       // below hides it.
       SECATEUR_UNROLL
@@ -137,7 +181,10 @@ struct AttendChunk {
     }
     for (int i = 0; i < R; ++i)
       weigh(scores[i], keys, first_seen[i], last_seen[i], scale_log2, model.head_dim, i, state,
-            [&](int key, __m512 values) { store_packed(values, weights, R, i, key / 2); });
+            [&](int key, __m512 values) {
+              ahead.fetch(3);
+              store_packed(values, weights, R, i, key / 2);
+            });
 
     pad_values(model, chunk);
     for (int d = 0; d < model.head_dim; d += kPanel) {
@@ -151,11 +198,9 @@ struct AttendChunk {
       }
       for (int s = 0; s < num_segments; ++s) {
         const Segment& segment = segments[s];
-        const char* keys_ahead = reinterpret_cast<const char*>(next.segments[std::min(s, next.count - 1)].keys) +
-                                 d / kPanel * kLanes * 64;
-        const Prefetch ahead{keys_ahead, keys_ahead + kLanes / 2 * 64, 64};
-        multiply_add<R, 2>(segment.values + d, segment.values + d + second, model.head_dim,
-                           weights + segment.first_key / 2 * R, (segment.count + 1) / 2, sums, ahead);
+        multiply_add<R>(segment.values + d, segment.values + d + second, model.head_dim,
+                        weights + segment.first_key / 2 * R, (segment.count + 1) / 2, sums,
+                        [&] { ahead.fetch(2); });
       }
       SECATEUR_UNROLL
       for (int i = 0; i < R; ++i) {
@@ -171,7 +216,8 @@ inline bool attends_on_matrix(const Model& model) {
   return model.matrix && model.block_size % kLanes == 0 && model.head_dim % kPanel == 0;
 }
 
-// The same on the matrix unit, for up to kMatrixRows rows. queries: [head_dim / 32][rows][16].
+// The same on the matrix unit, for up to kMatrixRows rows. queries: [head_dim / 32][rows][16]. next: the chunk after this
+// one, or this one again if it is the last.
 inline void attend_chunk_matrix(const Model& model, Chunk& chunk, const Chunk& next, const Pair* queries,
                                 int rows, const int* first_seen, const int* last_seen, float scale_log2,
                                 RunningSoftmax& state) {
@@ -215,8 +261,8 @@ inline void attend_chunk_matrix(const Model& model, Chunk& chunk, const Chunk& n
     for (int s = 0; s < chunk.count; ++s) {
       const Pair* values = segments[s].values + d;
       add_product(weights + s * rows * kPairs, kPairs, both, values, values + kLanes, value_stride);
-      const Pair* ahead = next.segments[std::min(s, next.count - 1)].keys + d / kPanel * kLanes * kLanes;
-      for (int line = 0; line < kLanes; ++line) _mm_prefetch(ahead + line * kLanes, _MM_HINT_T1);
+      const Pair* ahead = next.segments[std::min(s, next.count - 1)].keys + d / kPanel * kLanes * model.block_size;
+      for (int line = 0; line < kLanes; ++line) _mm_prefetch(ahead + line * model.block_size, _MM_HINT_T1);
     }
     store_sums(output, output + kLanes, model.head_dim, both);
   }

@@ -49,10 +49,19 @@ struct AddPiece {
         s[i][1] = Format::load(sums + i * kPanel + kLanes);
       }
     }
+    const auto next = [&] {
+      _mm_prefetch(prefetch.next, _MM_HINT_T0);
+      prefetch.next += prefetch.advance;
+    };
+    const auto both = [&] {
+      next();
+      _mm_prefetch(prefetch.other, _MM_HINT_T0);
+      prefetch.other += prefetch.advance;
+    };
     if (alone)
-      multiply_add<R, 2, Format>(panel, panel + kLanes, kPanel, rows, words, s, prefetch);
+      multiply_add<R, Format>(panel, panel + kLanes, kPanel, rows, words, s, both);
     else
-      multiply_add<R, 1, Format>(panel, panel + kLanes, kPanel, rows, words, s, prefetch);
+      multiply_add<R, Format>(panel, panel + kLanes, kPanel, rows, words, s, next);
     SECATEUR_UNROLL
     for (int i = 0; i < R; ++i) {
       Format::store(sums + i * kPanel, s[i][0]);

@@ -103,16 +103,13 @@ struct Quads {
 //
 // left, right: 16 outputs each, [words][16], the next word `step` words further on.
 // rows: [words][R], one word a row.
-// Lines: how many of the lines in `prefetch` are fetched, 1 or 2.
-template <int R, int Lines, class Format = Pairs>
+// fetch: called once a word, to fetch what comes later.
+template <int R, class Format = Pairs, class Fetch>
 SECATEUR_INLINE void multiply_add(const Word* left, const Word* right, long step, const Word* rows, int words,
-                                  typename Format::Sums (&sums)[R][2], Prefetch prefetch) {
+                                  typename Format::Sums (&sums)[R][2], Fetch fetch) {
 #pragma GCC unroll 4
   for (int w = 0; w < words; ++w) {
-    _mm_prefetch(prefetch.next, _MM_HINT_T0);
-    if (Lines > 1) _mm_prefetch(prefetch.other, _MM_HINT_T0);
-    prefetch.next += prefetch.advance;
-    prefetch.other += prefetch.advance;
+    fetch();
     const __m512i l = _mm512_loadu_si512(left);
     const __m512i r = _mm512_loadu_si512(right);
     SECATEUR_UNROLL
