@@ -34,6 +34,11 @@ struct Destination {
   }
 };
 
+// Below so many rows a tile alone with its weights fetches them into the first cache, which then is a little faster. With
+// more, or two tiles, multiplying takes about as long as memory: then the first cache has too few requests under way to
+// keep both busy, and the second one has enough. Three tiles leave it the time.
+constexpr int kFewRows = 6;
+
 // Adds a piece of the summed dimension to `sums` [R][32].
 template <int R, class Format>
 struct AddPiece {
@@ -49,19 +54,16 @@ struct AddPiece {
         s[i][1] = Format::load(sums + i * kPanel + kLanes);
       }
     }
-    const auto next = [&] {
-      _mm_prefetch(prefetch.next, _MM_HINT_T0);
-      prefetch.next += prefetch.advance;
-    };
-    const auto both = [&] {
-      next();
-      _mm_prefetch(prefetch.other, _MM_HINT_T0);
-      prefetch.other += prefetch.advance;
+    constexpr _mm_hint kFirst = _MM_HINT_T0, kSecond = _MM_HINT_T1;
+    const auto multiply = [&](auto fetch) {
+      multiply_add<R, Format>(panel, panel + kLanes, kPanel, rows, words, s, fetch);
     };
     if (alone)
-      multiply_add<R, Format>(panel, panel + kLanes, kPanel, rows, words, s, both);
+      multiply(FetchLines<2, R < kFewRows ? kFirst : kSecond>{prefetch});
+    else if (prefetch.far)
+      multiply(FetchLines<1, kSecond>{prefetch});
     else
-      multiply_add<R, Format>(panel, panel + kLanes, kPanel, rows, words, s, next);
+      multiply(FetchLines<1, kFirst>{prefetch});
     SECATEUR_UNROLL
     for (int i = 0; i < R; ++i) {
       Format::store(sums + i * kPanel, s[i][0]);
@@ -94,13 +96,13 @@ constexpr long kPrefetchBytes = 8192;  // ahead of the multiplication, where mem
 // What to fetch where one tile uses the weights: those a little ahead.
 SECATEUR_INLINE Prefetch prefetch_ahead(const Pair* weights) {
   const char* base = reinterpret_cast<const char*>(weights) + kPrefetchBytes;
-  return {base, base + 64, 2 * 64};
+  return {base, base + 64, 2 * 64, false};
 }
 
 // The same during tile `index` of `count`: with several, the `bytes` at `next` that come next, a share in each tile.
 SECATEUR_INLINE Prefetch prefetch_for(const Pair* weights, const Pair* next, long bytes, int index, int count) {
   if (count == 1) return prefetch_ahead(weights);
-  return {reinterpret_cast<const char*>(next) + bytes * index / count, nullptr, 2 * 64 / count};
+  return {reinterpret_cast<const char*>(next) + bytes * index / count, nullptr, 2 * 64 / count, count == 2};
 }
 
 // What the deltas of a step add to one linear map of one layer. By default nothing.

@@ -69,11 +69,25 @@ SECATEUR_INLINE __m512 gated(__m512 gate, __m512 up) {
 }
 
 // What to fetch while multiplying: the cache lines at `next` and `other`, which both move on by `advance` bytes a
-// step.
+// step. far: as far as the second cache.
 struct Prefetch {
   const char* next;
   const char* other;
   long advance;
+  bool far;
+};
+
+// Fetches one or two of the lines, and moves on.
+template <int Lines, _mm_hint Cache>
+struct FetchLines {
+  Prefetch lines;
+
+  SECATEUR_INLINE void operator()() {
+    _mm_prefetch(lines.next, Cache);
+    if (Lines > 1) _mm_prefetch(lines.other, Cache);
+    lines.next += lines.advance;
+    lines.other += lines.advance;
+  }
 };
 
 // Words that are pairs of bfloat16; sums are float32.
