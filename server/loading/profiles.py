@@ -3,6 +3,7 @@
 Knows where profiles lie and when one may be used; measures nothing itself (pruning/calibration.py).
 """
 
+import gc
 import hashlib
 import logging
 from collections.abc import Sequence
@@ -175,7 +176,7 @@ def _measure(
 ) -> SelectivityProfile:
     device, dtype = measuring_on(settings, checkpoint)
     bound = memory_bound(max_memory, device)
-    return build_profile(
+    profile = build_profile(
         checkpoint,
         settings.task,
         data,
@@ -185,3 +186,5 @@ def _measure(
         progress=True,
         max_memory_bytes=bound,
     )
+    gc.collect()  # the network holds on to itself, and what is there when `serve` begins to serve stays
+    return profile

@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +54,19 @@ def test_serve_finds_what_profile_measured(measurement: dict[str, Any]) -> None:
     assert profile_for_serving(serving, open_model(serving)).digest == measured.digest
     elsewhere = ServeSettings(model=measurement["model"], profile=path, cache_dir=path / "nowhere")
     assert profile_for_serving(elsewhere, open_model(elsewhere)).digest == measured.digest
+
+
+def test_the_network_that_measured_is_gone_afterwards(measurement: dict[str, Any]) -> None:
+    """Whether or not the collector has come by. In a process of its own, whose first network it is."""
+    settings = {name: str(value) for name, value in measurement.items()}
+    script = (
+        "import gc\nfrom pruning.garbage import no_garbage_collection\n"
+        "from server.loading.profiles import measure_profile\nfrom server.settings import ProfileSettings\n"
+        f"with no_garbage_collection():\n    measure_profile(ProfileSettings(**{settings!r}))\n"
+        "    print([x for x in gc.get_objects() if type(x).__name__.endswith('ForCausalLM')])"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
 
 
 def test_an_up_to_date_profile_is_kept_and_force_replaces_it(measurement: dict[str, Any]) -> None:
