@@ -1,7 +1,6 @@
 """What a server imports before it can answer: seconds and memory of every start."""
 
-import subprocess
-import sys
+from tests.processes import printed_by
 
 
 def test_serving_imports_none_of_transformers_networks() -> None:
@@ -11,8 +10,7 @@ def test_serving_imports_none_of_transformers_networks() -> None:
         "left_out = {'transformers.modeling_utils', 'transformers.activations', 'torch._dynamo'}\n"
         "print(left_out & set(sys.modules))"
     )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    assert done.stdout == "set()\n"
+    assert printed_by(script) == "set()\n"
 
 
 def test_a_command_imports_no_other() -> None:
@@ -21,5 +19,4 @@ def test_a_command_imports_no_other() -> None:
         "_imported(ServeSettings(model='any'))\n"
         "print(sorted(name for name in sys.modules if name.startswith('server.commands.')))"
     )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    assert done.stdout == "['server.commands.serve']\n"
+    assert printed_by(script) == "['server.commands.serve']\n"

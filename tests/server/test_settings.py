@@ -3,8 +3,6 @@
 import os
 import re
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 from typing import get_args
 
@@ -26,6 +24,7 @@ from server.settings import (
     load_settings,
     unknown_variables,
 )
+from tests.processes import printed_by
 
 DOCS = Path(__file__).parents[2] / "docs" / "reference" / "settings.md"
 
@@ -189,8 +188,8 @@ def test_help_and_version_do_not_load_torch(arguments: list[str]) -> None:
         f"try: main({arguments!r})\nexcept SystemExit: pass\n"
         "assert not {'torch', 'transformers'} & set(sys.modules)"
     )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    assert arguments != ["--version"] or done.stdout.strip() == f"secateur {__version__}"
+    printed = printed_by(script)
+    assert arguments != ["--version"] or printed.strip() == f"secateur {__version__}"
 
 
 def test_a_command_can_be_read_elsewhere_and_leads_to_the_same_settings() -> None:

@@ -2,8 +2,6 @@
 
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +14,7 @@ from pruning.profile import load
 from server.loading import profiles
 from server.loading.profiles import measure_profile, measuring_on, open_model, profile_for_serving
 from server.settings import ProfileSettings, ServeSettings
+from tests.processes import printed_by
 from tests.tiny import tiny_checkpoint
 
 NUM_PROMPTS = 3
@@ -65,8 +64,7 @@ def test_the_network_that_measured_is_gone_afterwards(measurement: dict[str, Any
         f"with no_garbage_collection():\n    measure_profile(ProfileSettings(**{settings!r}))\n"
         "    print([x for x in gc.get_objects() if type(x).__name__.endswith('ForCausalLM')])"
     )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    assert done.stdout == "[]\n"
+    assert printed_by(script) == "[]\n"
 
 
 def test_an_up_to_date_profile_is_kept_and_force_replaces_it(measurement: dict[str, Any]) -> None:
