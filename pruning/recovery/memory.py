@@ -1,13 +1,12 @@
 """What a training takes in memory, and whether activations have to be computed again. Allocates nothing."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 
 from pruning.checkpoint import Checkpoint
-from pruning.delta import Projection
 from pruning.errors import DeltaError
 from pruning.recovery.loss import LOGIT_ROWS
 
@@ -24,7 +23,7 @@ class TrainingMemory:
 
     Attributes:
         weights: of the whole model, which is loaded before it is cut.
-        matrices: with their gradients and the optimizer's moments.
+        matrices: with their gradients and the optimizer's moments, and those that were there already.
         activations: of one row, kept for the way back.
         recomputed: of one row, where only what enters each layer is kept.
     """
@@ -40,20 +39,17 @@ class TrainingMemory:
         cls,
         checkpoint: Checkpoint,
         widths: Sequence[int],
-        ranks: Mapping[Projection, int],
+        rank: int,
         *,
         row_tokens: int,
+        start_parameters: int = 0,
         dtype: torch.dtype,
     ) -> "TrainingMemory":
         hidden = checkpoint.architecture.hidden_size
         with checkpoint.open_tensors() as reader:
             numbers = sum(torch.Size(reader.shape(name)).numel() for name in reader.names)
         # A map of attention has hidden_size inputs and outputs at most.
-        matrices = sum(
-            rank * (hidden + (width if name in ("gate_proj", "up_proj", "down_proj") else hidden))
-            for width in widths
-            for name, rank in ranks.items()
-        )
+        matrices = sum(4 * rank * (hidden + hidden) + 3 * rank * (hidden + width) for width in widths)
         # Each A keeps its input in float32 (six of hidden_size, one of the width); norms, products and
         # nonlinearities keep theirs, and attention the mask that tells packed sequences apart.
         mask = row_tokens**2 * dtype.itemsize
@@ -63,7 +59,7 @@ class TrainingMemory:
         ]
         return cls(
             weights=numbers * dtype.itemsize,
-            matrices=ADAM_COPIES * 4 * matrices,
+            matrices=ADAM_COPIES * 4 * matrices + start_parameters * dtype.itemsize,
             logits=LOGIT_COPIES * 4 * LOGIT_ROWS * checkpoint.config.vocab_size,
             activations=sum(layers),
             recomputed=max(layers) + len(layers) * row_tokens * hidden * dtype.itemsize,

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import pad
 from torch.utils.checkpoint import checkpoint
 
 from pruning.activations import decoder, mlps
@@ -52,8 +53,8 @@ class AdaptedNetwork:
         model: on its device, in the dtype that it is to compute in; the matrices are float32.
         widths: of each variant, one number a layer, the widest variant first; each is nowhere wider than
             the one before.
-        start: matrices to start from, of a single variant; a map that has none there starts at zero. A map's
-            rank is that of its start, where that is larger.
+        starts: matrices that each variant has already, or none. They stay as they are, beside those that are
+            trained: a fit is an optimum, and the first steps of an optimizer would lead away from it.
         recompute: keep only what enters each layer, and compute the layer again on the way back: more work
             by one pass forward, far less memory.
 
@@ -68,10 +69,10 @@ class AdaptedNetwork:
         widths: Sequence[Sequence[int]],
         settings: AdapterSettings,
         *,
-        start: Layers | None = None,
+        starts: Sequence[Layers] = (),
         recompute: bool = False,
     ) -> None:
-        assert start is None or len(widths) == 1, "a delta belongs to one variant"
+        assert len(starts) in (0, len(widths)), "a delta belongs to one variant"
         assert all(
             wide >= narrow
             for wider, narrower in pairwise(widths)
@@ -80,21 +81,22 @@ class AdaptedNetwork:
         self._model = slice_model(model, ranking, widths[0])
         self._widths = [tuple(variant) for variant in widths]
         self._variant = 0
-        _add_adapters(self._model, settings, start)
+        self._starts = list(starts)
+        _add_adapters(self._model, settings)
         # In layer order, so that the same settings give the same order of parameters.
         self._maps: list[dict[Projection, Any]] = [
             {name: getattr(_parent(layer, name), name) for name in PROJECTIONS}
             for layer in decoder(self._model).layers
         ]
-        for maps in self._maps:
-            for linear in maps.values():
+        for layer, maps in enumerate(self._maps):
+            for name, linear in maps.items():
                 linear.lora_A.float()
                 linear.lora_B.float()
                 # They are rounded to the network's dtype where they multiply (see `hidden`). Else its
                 # activations would be made float32 before each of them, and the sum rounded after.
                 linear.cast_input_dtype_enabled = False
-        if start is not None:
-            self.load(start)
+                if any(name in start[layer] for start in starts):
+                    linear.register_forward_hook(self._start_of(layer, name))
         if len(widths) > 1:
             for layer, mlp in enumerate(mlps(self._model)):
                 mlp.down_proj.register_forward_pre_hook(self._mask_of(layer))
@@ -139,30 +141,64 @@ class AdaptedNetwork:
 
     @torch.no_grad()
     def layers(self, variant: int) -> Layers:
-        """The matrices as that variant's delta has them: bfloat16, on the CPU, B with its scale."""
+        """That variant's delta: its start and what was trained, as one pair a map, B with its scale.
+
+        bfloat16, on the CPU.
+        """
         found: list[dict[Projection, LowRank]] = []
-        for width, maps in zip(self._widths[variant], self._maps, strict=True):
+        for layer, (width, maps) in enumerate(zip(self._widths[variant], self._maps, strict=True)):
             pairs: dict[Projection, LowRank] = {}
             for name, linear in maps.items():
                 a = linear.lora_A[ADAPTER].weight
                 b = linear.lora_B[ADAPTER].weight * linear.scaling[ADAPTER]
                 a = a[:, :width] if name in NEURON_INPUTS else a
                 b = b[:width] if name in NEURON_OUTPUTS else b
+                if self._starts and name in self._starts[variant][layer]:
+                    start = self._starts[variant][layer][name]
+                    a, b = torch.cat([start.a.to(a), a]), torch.cat([start.b.to(b), b], dim=1)
                 pairs[name] = LowRank(_as_stored(a), _as_stored(b))
             found.append(pairs)
         return tuple(found)
 
     @torch.no_grad()
-    def load(self, layers: Layers) -> None:
-        """Takes over the matrices of a delta of the widest variant."""
-        for maps, given in zip(self._maps, layers, strict=True):
-            for name, linear in maps.items():
+    def round(self) -> None:
+        """Makes what was trained as exact as a delta stores it."""
+        for maps in self._maps:
+            for linear in maps.values():
                 a, b = linear.lora_A[ADAPTER].weight, linear.lora_B[ADAPTER].weight
-                b.zero_()
-                if name in given:
-                    pair = given[name]
-                    a[: pair.rank] = pair.a.to(a)
-                    b[:, : pair.rank] = pair.b.to(b) / linear.scaling[ADAPTER]
+                scale = linear.scaling[ADAPTER]
+                a.copy_(a.bfloat16())
+                b.copy_((b * scale).bfloat16() / scale)
+
+    @torch.no_grad()
+    def forget(self) -> None:
+        """Takes away what was trained, and the starts: the pruned network is left."""
+        self._starts = []
+        for maps in self._maps:
+            for linear in maps.values():
+                linear.lora_B[ADAPTER].weight.zero_()
+
+    def _start_of(self, layer: int, name: Projection) -> Callable[[nn.Module, tuple[Tensor], Tensor], Tensor]:
+        """Adds what the variant at hand has there already."""
+        linear = self._maps[layer][name]
+        pairs = [
+            self._padded(start[layer][name], linear.in_features, linear.out_features)
+            if name in start[layer]
+            else None
+            for start in self._starts
+        ]
+
+        def add(_: nn.Module, inputs: tuple[Tensor], output: Tensor) -> Tensor:
+            pair = pairs[self._variant] if self._starts else None
+            return output if pair is None else output + inputs[0] @ pair.a.T @ pair.b.T
+
+        return add
+
+    def _padded(self, pair: LowRank, inputs: int, outputs: int) -> LowRank:
+        """With nothing for the neurons that only wider variants have."""
+        a = pad(pair.a, (0, inputs - pair.a.shape[1]))
+        b = pad(pair.b, (0, 0, 0, outputs - pair.b.shape[0]))
+        return LowRank(a.to(self.device, self._model.dtype), b.to(self.device, self._model.dtype))
 
     def _mask_of(self, layer: int) -> Callable[[nn.Module, tuple[Tensor]], Tensor]:
         """Sets to zero the neurons that the variant at hand does not have."""
@@ -174,28 +210,15 @@ class AdaptedNetwork:
         return lambda _, inputs: inputs[0] * masks[self._variant]
 
 
-def ranks(settings: AdapterSettings, start: Layers | None) -> dict[Projection, int]:
-    """Of each linear map: as settings say, or as the start has it where that is more."""
-    given = [] if start is None else start
-    return {
-        name: max([settings.rank, *(layer[name].rank for layer in given if name in layer)])
-        for name in PROJECTIONS
-    }
-
-
-def _add_adapters(model: "PreTrainedModel", settings: AdapterSettings, start: Layers | None) -> None:
+def _add_adapters(model: "PreTrainedModel", settings: AdapterSettings) -> None:
     try:
         from peft import LoraConfig, inject_adapter_in_model
     except ModuleNotFoundError as error:
         raise DeltaError("training needs peft: pip install 'secateur[recover]'") from error
-    by_name = ranks(settings, start)
     config = LoraConfig(
         r=settings.rank,
         lora_alpha=cast("int", settings.alpha),
         target_modules=list(PROJECTIONS),
-        rank_pattern=cast("dict[str, Any]", dict(by_name)),
-        # The scale is the same at every rank, and so is what a learning rate means.
-        alpha_pattern={name: settings.alpha * rank / settings.rank for name, rank in by_name.items()},
         lora_dropout=0.0,
     )
     with torch.random.fork_rng():

@@ -24,7 +24,7 @@ from pruning.errors import DeltaError, NothingGainedError
 from pruning.ranking import Ranking
 from pruning.recovery.dense import DenseSource, TaughtSequence, dense_sequences
 from pruning.recovery.memory import TrainingMemory
-from pruning.recovery.network import AdaptedNetwork, AdapterSettings, ranks
+from pruning.recovery.network import AdaptedNetwork, AdapterSettings
 from pruning.recovery.progress import Progress, ProgressFile, VariantLosses
 from pruning.recovery.training import Trainer, TrainingSettings
 from pruning.slicing import check_fit
@@ -108,7 +108,7 @@ def recover(
     settings: RecoverySettings,
     work: Path,
     *,
-    start: Delta | None = None,
+    starts: Sequence[Delta] = (),
     progress: bool,
 ) -> Recovery:
     """Trains low-rank matrices that bring pruned variants back to the dense model.
@@ -125,7 +125,8 @@ def recover(
         variants: by rising sparsity.
         work: a directory for the training's progress, with which one that was interrupted goes on where it
             was, to the same curve. The caller removes it.
-        start: a delta of the only variant, from which training goes on in place of zero.
+        starts: a delta that each variant has already, or none. It stays as it is; what is written is its
+            matrices and those trained beside them, as one.
         progress: shows bars with the time left, on stderr.
 
     Raises:
@@ -137,12 +138,12 @@ def recover(
     architecture = checkpoint.architecture
     for variant in variants:
         check_fit(ranking, variant.widths, architecture.num_layers, architecture.intermediate_size)
-    if start is not None:
-        start.check(model=checkpoint.fingerprint, ranking=ranking.digest, widths=variants[0].widths)
-    layers = None if start is None else start.layers
+    for start, variant in zip(starts, variants, strict=bool(starts)):
+        start.check(model=checkpoint.fingerprint, ranking=ranking.digest, widths=variant.widths)
     memory = partial(
         TrainingMemory.of,
-        *(checkpoint, variants[0].widths, ranks(settings.adapter, layers)),
+        *(checkpoint, variants[0].widths, settings.adapter.rank),
+        start_parameters=sum(start.parameters for start in starts),
         dtype=settings.dtype,
     )
     row_tokens, bound = settings.training.row_tokens, settings.max_memory_bytes
@@ -151,7 +152,7 @@ def recover(
     prompts = [prompt_token_ids(tokenizer, prompt) for prompt in data.prompts]
     ended = _ended(with_answers(prompts, data.answers.token_ids), checkpoint.eos_token_ids)
     source = DenseSource(checkpoint, settings.dtype, ended, _top(checkpoint, data.top))
-    facts = _facts(checkpoint, ranking, variants, source, settings, start)
+    facts = _facts(checkpoint, ranking, variants, source, settings, starts)
     key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
     model = load_network(checkpoint, torch.device(settings.device), settings.dtype)
@@ -165,7 +166,7 @@ def recover(
         ranking,
         [variant.widths for variant in variants],
         settings.adapter,
-        start=layers,
+        starts=[start.layers for start in starts],
         recompute=recompute,
     )
     trainer = Trainer(network, training, held_out, settings.training, ProgressFile(work / PROGRESS_FILE, key))
@@ -177,11 +178,11 @@ def recover(
             f"--learning-rate ({settings.training.learning_rate:g}); remove {work} to begin anew"
         )
     found = [network.layers(place) for place in range(len(variants))]
-    network.load(found[0])  # rounded as it is written
+    network.round()  # as they are written
     after = trainer.held_out_losses()
     before: VariantLosses = done.held_out[0]
-    if start is not None:
-        network.load(tuple({} for _ in found[0]))
+    if starts:
+        network.forget()
         before = trainer.held_out_losses()
     counts = {
         "prompts": len(prompts),
@@ -203,6 +204,7 @@ def recover(
                     **_flat(facts["settings"]),
                     **counts,
                     "data": source.digest,
+                    **({"start": starts[place].digest} if starts else {}),
                     "kl_nats_before": before.divergence[place],
                     "kl_nats_after": after.divergence[place],
                 },
@@ -228,7 +230,7 @@ def _facts(
     variants: Sequence[RecoveryVariant],
     source: DenseSource,
     settings: RecoverySettings,
-    start: Delta | None,
+    starts: Sequence[Delta],
 ) -> dict[str, Any]:
     """All that decides how the training goes."""
     training = asdict(settings.training)
@@ -239,7 +241,7 @@ def _facts(
         "ranking": ranking.digest,
         "variants": [asdict(variant) for variant in variants],
         "data": source.digest,
-        "start": None if start is None else start.digest,
+        "starts": [start.digest for start in starts],
         "settings": {
             **asdict(settings.adapter),
             **training,

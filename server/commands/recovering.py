@@ -69,7 +69,7 @@ def recover_variants(settings: RecoverSettings) -> tuple[list[Path], Recovery]:
         RecoveryData(tuple(prompts), answers, settings.top_tokens, cache_dir / "recovery"),
         how,
         work,
-        start=None if settings.init is None else load_delta(settings.init),
+        starts=sorted(map(load_delta, settings.init), key=lambda delta: delta.provenance.sparsity),
         progress=True,
     )
     for out, delta in zip(outs, found.deltas, strict=True):

@@ -23,8 +23,10 @@ class RecoveredSettings(BaseSettings):
         "delta of its own",
     )
     out: Path = Field(description="file to write; unfinished work is kept in OUT.work beside it")
-    init: Path | None = Field(
-        None, description="delta of the variant to start from, e.g. one that `secateur compensate` fitted"
+    init: Annotated[tuple[Path, ...], NoDecode, BeforeValidator(split_commas)] = Field(
+        (),
+        description="delta of the variant, or of each, e.g. one that `secateur compensate` fitted: it stays "
+        "as it is, and what is trained is added to it",
     )
     num_prompts: int = Field(
         1024, ge=1, description="prompts of the task; the dense model's answers to them are trained on"
@@ -88,6 +90,9 @@ class RecoverSettings(TrainingSettings, MemorySettings, RecoveredSettings, Ranki
             raise ValueError("neither --sparsity nor --sparsities says which variants to recover: give one")
         if 0 in self.variants:
             raise ValueError("at sparsity 0 there is nothing to recover")
-        if self.init is not None and len(self.variants) > 1:
-            raise ValueError("init is the delta of one variant: name that one with --sparsity")
+        if len(self.init) not in (0, len(self.variants)):
+            raise ValueError(
+                f"init names {len(self.init)} deltas for {len(self.variants)} variants: give one of each, "
+                "or none"
+            )
         return self

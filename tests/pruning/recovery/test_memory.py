@@ -5,7 +5,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from pruning.delta import PROJECTIONS
 from pruning.errors import DeltaError
 from pruning.recovery.memory import GIB, TrainingMemory
 from pruning.recovery.network import AdaptedNetwork
@@ -13,7 +12,6 @@ from pruning.recovery.packing import pack
 from tests.pruning.recovery.support import ADAPTER, WIDE, adapted, network, open_tiny, order, random_sequences
 from tests.tiny import FAMILIES
 
-RANKS = dict.fromkeys(PROJECTIONS, ADAPTER.rank)
 PARTS = TrainingMemory(weights=8 * GIB, matrices=GIB, logits=GIB, activations=6 * GIB, recomputed=GIB)
 
 
@@ -24,7 +22,7 @@ def test_activations_are_about_those_that_are_kept(family: str, dtype: torch.dty
     net = AdaptedNetwork(network(checkpoint, dtype), order(), (WIDE,), ADAPTER)
     row = pack([one for seed in range(9) for one in random_sequences(9, seed)], net.device)
     estimate = TrainingMemory.of(
-        checkpoint, WIDE, RANKS, row_tokens=row.input_ids.shape[1], dtype=dtype
+        checkpoint, WIDE, ADAPTER.rank, row_tokens=row.input_ids.shape[1], dtype=dtype
     ).activations
     weights = {tensor.untyped_storage().data_ptr() for tensor in net._model.state_dict().values()}
     held: dict[int, torch.Tensor] = {}  # tensors, so that no place is used twice
@@ -42,10 +40,14 @@ def test_activations_are_about_those_that_are_kept(family: str, dtype: torch.dty
 
 def test_matrices_are_about_those_that_are_trained(tmp_path: Path) -> None:
     checkpoint = open_tiny(tmp_path)
-    found = TrainingMemory.of(checkpoint, WIDE, RANKS, row_tokens=300, dtype=torch.float32)
+    found = TrainingMemory.of(checkpoint, WIDE, ADAPTER.rank, row_tokens=300, dtype=torch.float32)
     trained = sum(parameter.nbytes for parameter in adapted(checkpoint).parameters().values())
     # The value, the best, its gradient and two moments; maps of attention count as if they were square.
     assert 5 * trained <= found.matrices <= 1.3 * 5 * trained
+    more = TrainingMemory.of(
+        checkpoint, WIDE, ADAPTER.rank, row_tokens=300, start_parameters=1000, dtype=torch.float32
+    )
+    assert more.matrices == found.matrices + 4000
 
 
 def test_activations_are_computed_again_only_where_there_is_no_room() -> None:

@@ -4,9 +4,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 
-from pruning.delta import PROJECTIONS, Delta, DeltaProvenance
-from pruning.recovery.packing import pack
+from pruning.checkpoint import Checkpoint
+from pruning.delta import PROJECTIONS, Delta, DeltaProvenance, LowRank
+from pruning.recovery.network import Layers
+from pruning.recovery.packing import PackedRow, pack
 from pruning.slicing import merge_delta, slice_model
 from tests.pruning.recovery.support import (
     NARROW,
@@ -25,61 +28,67 @@ def provenance(widths: tuple[int, ...]) -> DeltaProvenance:
     return DeltaProvenance("tiny", "m", order().digest, 0.3, widths, "recovery", {}, "now")
 
 
+def merged_hidden(checkpoint: Checkpoint, widths: tuple[int, ...], layers: Layers, row: PackedRow) -> Tensor:
+    merged = slice_model(network(checkpoint), order(), widths)
+    merge_delta(merged, Delta(provenance(widths), layers))
+    output = merged.model(input_ids=row.input_ids, position_ids=row.position_ids, use_cache=False)
+    return output.last_hidden_state[0, row.predicting]
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_width_is_the_sliced_network_with_its_delta_merged(family: str, tmp_path: Path) -> None:
     checkpoint = open_tiny(tmp_path, family)
     net = adapted(checkpoint, (WIDE, NARROW))
     stir(net)
-    net.load(net.layers(0))  # rounded as deltas are
+    net.round()  # as deltas are
     row = pack(random_sequences(3), net.device)
     for variant, widths in enumerate((WIDE, NARROW)):
-        delta = Delta(provenance(widths), net.layers(variant))
-        merged = merge_delta(slice_model(network(checkpoint), order(), widths), delta)
+        layers = net.layers(variant)
         with torch.no_grad():
-            found = net.hidden(row, variant)
-            expected = merged.model(input_ids=row.input_ids, position_ids=row.position_ids, use_cache=False)
-        expected = expected.last_hidden_state[0, row.predicting]
-        torch.testing.assert_close(found, expected, rtol=2e-3, atol=2e-3)
-        plain = slice_model(network(checkpoint), order(), widths)
-        with torch.no_grad():
-            before = plain.model(input_ids=row.input_ids, position_ids=row.position_ids, use_cache=False)
-        assert (before.last_hidden_state[0, row.predicting] - expected).abs().max() > 0.1, "it does something"
-        assert all(set(maps) == set(PROJECTIONS) for maps in delta.layers)
+            expected = merged_hidden(checkpoint, widths, layers, row)
+            torch.testing.assert_close(net.hidden(row, variant), expected, rtol=2e-3, atol=2e-3)
+            before = merged_hidden(checkpoint, widths, ({}, {}, {}), row)
+        assert (before - expected).abs().max() > 0.1, "it does something"
+        assert all(set(maps) == set(PROJECTIONS) for maps in layers)
 
 
 def test_an_untrained_network_is_the_pruned_one(tmp_path: Path) -> None:
     checkpoint = open_tiny(tmp_path)
     net = adapted(checkpoint)
     row = pack(random_sequences(3), net.device)
-    plain = slice_model(network(checkpoint), order(), WIDE)
     with torch.no_grad():
-        expected = plain.model(input_ids=row.input_ids, position_ids=row.position_ids, use_cache=False)
-        torch.testing.assert_close(net.hidden(row, 0), expected.last_hidden_state[0, row.predicting])
+        torch.testing.assert_close(net.hidden(row, 0), merged_hidden(checkpoint, WIDE, ({}, {}, {}), row))
     assert {p.dtype for p in net.parameters().values()} == {torch.float32}
 
 
-def test_training_starts_where_a_delta_ended_whatever_its_ranks(tmp_path: Path) -> None:
-    """As compensation makes them: W_d alone, of a larger rank, none in some layers."""
+def test_what_variants_have_already_stays_beside_what_is_trained(tmp_path: Path) -> None:
+    """As compensation makes it: W_d alone, of a larger rank, none in some layers; and as a training does."""
     checkpoint = open_tiny(tmp_path)
-    trained = adapted(checkpoint)
+    trained = adapted(checkpoint, (WIDE, NARROW))
     stir(trained)
     made = trained.layers(0)
-    wider = {
-        "down_proj": type(made[0]["down_proj"])(made[0]["down_proj"].a.repeat(3, 1), torch.randn(64, 12))
-    }
-    start = (wider, {}, {"down_proj": made[2]["down_proj"]})
-    net = adapted(checkpoint, start=start)
+    fitted = {"down_proj": LowRank(made[0]["down_proj"].a.repeat(3, 1), torch.randn(64, 12).bfloat16())}
+    starts = ((fitted, {}, {"down_proj": made[2]["down_proj"]}), trained.layers(1))
+    net = adapted(checkpoint, (WIDE, NARROW), starts=starts)
     row = pack(random_sequences(3), net.device)
-    merged = slice_model(network(checkpoint), order(), WIDE)
-    merge_delta(merged, Delta(provenance(WIDE), start))
+    for variant, (widths, start) in enumerate(zip((WIDE, NARROW), starts, strict=True)):
+        with torch.no_grad():
+            torch.testing.assert_close(
+                net.hidden(row, variant), merged_hidden(checkpoint, widths, start, row), rtol=1e-3, atol=1e-3
+            )
+    stir(net, seed=1)
+    net.round()
+    for variant, widths in enumerate((WIDE, NARROW)):
+        with torch.no_grad():
+            expected = merged_hidden(checkpoint, widths, net.layers(variant), row)
+            torch.testing.assert_close(net.hidden(row, variant), expected, rtol=5e-3, atol=5e-3)
+    assert [pair.rank for pair in net.layers(0)[0].values()] == [4] * 6 + [12 + 4]
+    assert torch.equal(net.layers(0)[0]["down_proj"].b[:, :12], fitted["down_proj"].b), "to the bit"
+    assert [pair.rank for pair in net.layers(1)[1].values()] == [8] * 7
+    net.forget()
     with torch.no_grad():
-        expected = merged.model(input_ids=row.input_ids, position_ids=row.position_ids, use_cache=False)
-        torch.testing.assert_close(
-            net.hidden(row, 0), expected.last_hidden_state[0, row.predicting], rtol=1e-4, atol=1e-4
-        )
-    assert [pair.rank for pair in net.layers(0)[1].values()] == [4] * 6 + [12]
-    # All ranks learn at the same pace: the scale does not depend on them.
-    assert len({linear.scaling["default"] for maps in net._maps for linear in maps.values()}) == 1
+        plain = merged_hidden(checkpoint, WIDE, ({}, {}, {}), row)
+        torch.testing.assert_close(net.hidden(row, 0), plain)
 
 
 def test_recomputed_activations_give_the_same_gradients(tmp_path: Path) -> None:

@@ -138,7 +138,7 @@ def test_a_sequence_longer_than_a_row_counts_in_the_memory(
     [
         ([], "neither --sparsity nor --sparsities"),
         (["--sparsities", "0,0.2"], "at sparsity 0 there is nothing to recover"),
-        (["--sparsities", "0.1,0.2", "--init", "x"], "init is the delta of one variant"),
+        (["--sparsities", "0.1,0.2", "--init", "x"], "init names 1 deltas for 2 variants"),
     ],
 )
 def test_what_makes_no_sense_is_a_wrong_use(
@@ -181,8 +181,28 @@ def test_training_goes_on_from_a_delta_of_that_variant_and_order_only(
     assert main([*asked, "--sparsity", "0.35"]) == 0
     after = load_delta(delta).provenance.settings["kl_nats_after"]
     report = json.loads((tmp_path / "d.report.json").read_text())
-    assert report["start"] == load_delta(delta).digest
+    assert report["starts"] == [load_delta(delta).digest]
+    assert report["deltas"][0]["held_out_kl_nats"]["before"] > after, "of the variant alone"
+    assert {pair.rank for maps in load_delta(tmp_path / "d").layers for pair in maps.values()} == {2 + 2}
+    assert load_delta(tmp_path / "d").provenance.settings["start"] == load_delta(delta).digest
     assert report["held_out"][0]["divergence"][0] == pytest.approx(after, rel=1e-3)
+
+
+def test_each_of_several_variants_goes_on_from_its_own_delta(
+    arguments: list[str], delta: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    small, both = tmp_path / "s20", tmp_path / "both.st"
+    assert main(["recover", *arguments, *TRAINING, "--sparsity", "0.2", "--out", str(small)]) == 0
+    asked = ["recover", *arguments, *TRAINING, "--sparsities", "0.2,0.35", "--out", str(both), "--init"]
+    assert main([*asked, f"{delta},{delta}"]) == EXIT_FAILED
+    assert "the widths are" in capsys.readouterr().err
+    assert main([*asked, f"{delta},{small}"]) == 0, "in any order"
+    report = json.loads((tmp_path / "both.report.json").read_text())
+    starts = [load_delta(file) for file in (small, delta)]
+    assert report["starts"] == [start.digest for start in starts]
+    assert report["held_out"][0]["divergence"] == pytest.approx(
+        [start.provenance.settings["kl_nats_after"] for start in starts], rel=1e-3
+    )
 
 
 def test_all_maps_are_merged_into_an_export(arguments: list[str], delta: Path, tmp_path: Path) -> None:
