@@ -5,6 +5,17 @@ from typing import cast
 
 from transformers import PreTrainedTokenizerBase
 
+HELD_OUT_OF = 10
+
+
+def held_out(place: int) -> bool:
+    """Whether the answer at that place is to tell how good what was made of the others is: one in ten.
+
+    Compensation and recovery hold out the same ones of the same prompts, so that a delta that one makes and
+    the other goes on from is judged on answers that neither has seen.
+    """
+    return place % HELD_OUT_OF == 0
+
 
 @dataclass(frozen=True)
 class Answers:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from pruning.answers import Answers, prompt_token_ids
+from pruning.answers import HELD_OUT_OF, Answers, held_out, prompt_token_ids
 from pruning.batches import in_batches, pad_batch, with_answers
 from pruning.calibration import CalibrationData, check_lengths, load_network
 from pruning.checkpoint import Checkpoint
@@ -35,8 +35,8 @@ METHOD = "compensation"
 STREAMS_DIRECTORY = "streams"
 BATCH_TOKENS = 2048
 BATCH_ROWS = 64
-# Of ten sequences: one tells how good the whole is, two choose the ridge, the others are fitted.
-REPORTED, JUDGED, DEALT = 1, 2, 10
+# Places of ten: these choose the ridge, the one held out is reported on, the others are fitted.
+JUDGED = (1, 2)
 
 
 @dataclass(frozen=True)
@@ -151,18 +151,17 @@ def _dealt(
 
 
 def _role(index: int) -> Role:
-    place = index % DEALT
-    return "reported" if place < REPORTED else "judged" if place < REPORTED + JUDGED else "fitted"
+    return "reported" if held_out(index) else "judged" if index % HELD_OUT_OF in JUDGED else "fitted"
 
 
 def _check(rank: int, widths: Sequence[int], hidden: int, num_prompts: int) -> None:
     most = min(hidden, *widths)
     if not 1 <= rank <= most:
         raise DeltaError(f"the rank is {rank}; matrices of this variant have ranks from 1 to {most}")
-    if num_prompts < DEALT:
+    if num_prompts < HELD_OUT_OF:
         raise DeltaError(
-            f"there are {num_prompts} prompts; at least {DEALT} are needed, for some are held out to choose "
-            "by and to report on: give more (--num-prompts)"
+            f"there are {num_prompts} prompts; at least {HELD_OUT_OF} are needed, for some are held out to "
+            "choose by and to report on: give more (--num-prompts)"
         )
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from pruning.answers import Answers, prompt_token_ids
+from pruning.answers import Answers, held_out, prompt_token_ids
 from pruning.batches import TokenSequence, with_answers
 from pruning.calibration import load_network
 from pruning.checkpoint import Checkpoint
@@ -33,7 +33,6 @@ logger = logging.getLogger(__name__)
 
 METHOD = "recovery"
 PROGRESS_FILE = "training.safetensors"
-HELD_OUT_OF = 10  # one of so many answers is not trained on
 MIN_ANSWERS = 10
 
 
@@ -151,13 +150,13 @@ def recover(
     tokenizer = checkpoint.tokenizer()
     prompts = [prompt_token_ids(tokenizer, prompt) for prompt in data.prompts]
     ended = _ended(with_answers(prompts, data.answers.token_ids), checkpoint.eos_token_ids)
-    source = DenseSource(checkpoint, settings.dtype, ended, _top(checkpoint, data.top))
+    source = DenseSource(checkpoint, settings.dtype, tuple(ended.values()), _top(checkpoint, data.top))
     facts = _facts(checkpoint, ranking, variants, source, settings, starts)
     key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
     model = load_network(checkpoint, torch.device(settings.device), settings.dtype)
     taught = dense_sequences(model, source, data.directory, progress=progress)
-    training, held_out = _dealt(taught)
+    training, judging = _dealt(taught, tuple(ended))
     longest = max(len(one.sequence.fed) for one in taught)
     if longest > row_tokens:  # one that does not fit into a row is a row of its own
         recompute = memory(row_tokens=longest).choose_recompute(settings.recompute, bound)
@@ -169,11 +168,11 @@ def recover(
         starts=[start.layers for start in starts],
         recompute=recompute,
     )
-    trainer = Trainer(network, training, held_out, settings.training, ProgressFile(work / PROGRESS_FILE, key))
+    trainer = Trainer(network, training, judging, settings.training, ProgressFile(work / PROGRESS_FILE, key))
     done = trainer.run(progress=progress)
     if done.held_out[done.best].step == 0:
         raise NothingGainedError(
-            f"nothing is gained: in {len(done.steps)} steps no measurement on the {len(held_out)} held-out "
+            f"nothing is gained: in {len(done.steps)} steps no measurement on the {len(judging)} held-out "
             f"answers was better than the first. Give more prompts ({len(data.prompts)}), or lower "
             f"--learning-rate ({settings.training.learning_rate:g}); remove {work} to begin anew"
         )
@@ -186,9 +185,9 @@ def recover(
         before = trainer.held_out_losses()
     counts = {
         "prompts": len(prompts),
-        "answers": len(training) + len(held_out),
-        "held_out_answers": len(held_out),
-        "held_out_tokens": sum(len(one.sequence.answer) for one in held_out),
+        "answers": len(taught),
+        "held_out_answers": len(judging),
+        "held_out_tokens": sum(len(one.sequence.answer) for one in judging),
         "steps": len(done.steps),
     }
     deltas = tuple(
@@ -256,8 +255,9 @@ def _flat(settings: Mapping[str, Any]) -> dict[str, Setting]:
     return {name: value for name, value in settings.items() if isinstance(value, str | int | float)}
 
 
-def _ended(sequences: Sequence[TokenSequence], ends: Collection[int]) -> tuple[TokenSequence, ...]:
-    ended = tuple(sequence for sequence in sequences if sequence.answer[-1] in ends)
+def _ended(sequences: Sequence[TokenSequence], ends: Collection[int]) -> dict[int, TokenSequence]:
+    """Those whose answers ended, by their places."""
+    ended = {place: sequence for place, sequence in enumerate(sequences) if sequence.answer[-1] in ends}
     if len(ended) < len(sequences):
         logger.warning(
             "%d of %d answers did not end and are left out", len(sequences) - len(ended), len(sequences)
@@ -275,12 +275,23 @@ def _top(checkpoint: Checkpoint, top: int) -> int:
     return top
 
 
-def _dealt(taught: Sequence[TaughtSequence]) -> tuple[list[TaughtSequence], list[TaughtSequence]]:
-    """To train on, and held out."""
+def _dealt(
+    taught: Sequence[TaughtSequence], places: Sequence[int]
+) -> tuple[list[TaughtSequence], list[TaughtSequence]]:
+    """To train on, and held out.
+
+    Args:
+        places: of the prompts among all that were asked.
+    """
     if len(taught) < MIN_ANSWERS:
         raise DeltaError(
             f"{len(taught)} of the dense model's answers ended; at least {MIN_ANSWERS} are needed: give more "
             "prompts (--num-prompts), or a task whose answers end"
         )
-    held_out = [sequence for place, sequence in enumerate(taught) if place % HELD_OUT_OF == 0]
-    return [sequence for place, sequence in enumerate(taught) if place % HELD_OUT_OF], held_out
+    judging = [sequence for sequence, place in zip(taught, places, strict=True) if held_out(place)]
+    if not judging:
+        raise DeltaError(
+            f"none of the {len(taught)} answers that ended is one of those held out, one in ten: give more "
+            "prompts (--num-prompts)"
+        )
+    return [sequence for sequence, place in zip(taught, places, strict=True) if not held_out(place)], judging

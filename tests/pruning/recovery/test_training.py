@@ -67,7 +67,7 @@ def test_both_widths_come_nearer_to_the_dense_model(checkpoint, tmp_path: Path) 
         assert after.divergence[variant] < 0.9 * before.divergence[variant]
     assert before.divergence == pytest.approx(done.held_out[0].divergence)
     assert after.divergence == pytest.approx(done.held_out[done.best].divergence)
-    network.load(tuple({} for _ in network.layers(0)))  # no correction at all, which a training starts from
+    network.forget()  # no correction at all, which a training starts from
     assert training.held_out_losses().divergence == pytest.approx(before.divergence)
 
 
