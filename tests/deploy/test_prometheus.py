@@ -54,7 +54,8 @@ def overfill(live: Live, client: httpx.Client, pool: ThreadPoolExecutor) -> None
     all_seats = {"prompt": ["a"] * live.generations.max_requests, "max_tokens": 1}
     whole = pool.submit(client.post, COMPLETIONS, json=all_seats)
     try:
-        eventually(lambda: engine.num_unfinished == live.generations.max_requests, lambda: "not full")
+        # More than that where the server scores an earlier answer for itself: it has room of its own.
+        eventually(lambda: engine.num_unfinished >= live.generations.max_requests, lambda: "not full")
         assert ask(client, 0.0).status_code == 429
     finally:
         going_on.set()
