@@ -48,8 +48,8 @@ class TrainingMemory:
         hidden = checkpoint.architecture.hidden_size
         with checkpoint.open_tensors() as reader:
             numbers = sum(torch.Size(reader.shape(name)).numel() for name in reader.names)
-        # A map of attention has hidden_size inputs and outputs at most.
-        matrices = sum(4 * rank * (hidden + hidden) + 3 * rank * (hidden + width) for width in widths)
+        # Four maps of attention, of hidden_size at most on both sides; three of the MLP, the width on one.
+        matrices = sum(rank * (4 * (hidden + hidden) + 3 * (hidden + width)) for width in widths)
         # Each A keeps its input in float32 (six of hidden_size, one of the width); norms, products and
         # nonlinearities keep theirs, and attention the mask that tells packed sequences apart.
         mask = row_tokens**2 * dtype.itemsize

@@ -1,10 +1,12 @@
 """Which answers tell how good a training is."""
 
+import pytest
 import torch
 
 from pruning.answers import held_out
 from pruning.batches import with_answers
 from pruning.compensation import _dealt as dealt_by_compensation
+from pruning.errors import DeltaError
 from pruning.recovery.dense import TaughtSequence
 from pruning.recovery.loss import TopTokens
 from pruning.recovery.recovery import _dealt, _ended
@@ -32,3 +34,6 @@ def test_a_training_is_judged_by_answers_that_a_fit_has_not_seen_either() -> Non
     assert len(seen) == ANSWERS - sum(map(held_out, range(ANSWERS)))
     assert not found & seen
     assert len(training) + len(judging) == len(ended) < ANSWERS
+    places = [place for place in ended if not held_out(place)]
+    with pytest.raises(DeltaError, match=r"none of the .* answers that ended is one of those held out"):
+        _dealt(training, places)
