@@ -85,9 +85,9 @@ def _imported(settings: CommandSettings) -> Callable[[], str | None]:
 
         return lambda: delta_summary(*fit_delta(settings))
     if isinstance(settings, RecoverSettings):
-        from server.commands.recovering import recover_variants, recovery_summary
+        from server.commands.recovering import recover_variants
 
-        return lambda: recovery_summary(*recover_variants(settings))
+        return lambda: recover_variants(settings)
     if isinstance(settings, RankSettings):
         from server.commands.stepping import make_ranking, ranking_summary
 

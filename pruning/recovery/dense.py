@@ -24,6 +24,7 @@ from pruning.errors import DeltaError
 from pruning.files import write_atomically
 from pruning.recovery.loss import LOGIT_ROWS, TopTokens
 from pruning.recovery.packing import fill_rows, pack
+from pruning.recovery.processes import Processes
 
 if TYPE_CHECKING:  # takes a second and 80 MB to import; who has a model has done it
     from transformers import PreTrainedModel
@@ -67,13 +68,14 @@ class DenseSource:
 
 
 def dense_sequences(
-    model: "PreTrainedModel", source: DenseSource, directory: Path, *, progress: bool
+    model: "PreTrainedModel", source: DenseSource, directory: Path, processes: Processes, *, progress: bool
 ) -> list[TaughtSequence]:
     """Every sequence with the likeliest tokens along its answer.
 
     Args:
         model: the whole one.
-        directory: where parts are kept, of any sources.
+        directory: where parts are kept, of any sources; the same one for all processes.
+        processes: they share the work.
 
     Raises:
         DeltaError: a part on disk is damaged, or cannot be written.
@@ -81,9 +83,11 @@ def dense_sequences(
     starts = range(0, len(source.sequences), PART_SEQUENCES)
     parts = [source.sequences[start : start + PART_SEQUENCES] for start in starts]
     files = [directory / f"{source.digest_of(part)}.safetensors" for part in parts]
-    missing = [part for part, file in enumerate(files) if not file.exists()]
+    # Dealt by their numbers: what is there already changes while others write.
+    missing = [part for part in processes.share(range(len(files))) if not files[part].exists()]
     for part in tqdm(missing, desc="dense probabilities", unit="part", disable=not (progress and missing)):
         _write(files[part], _read_along(model, parts[part], source.top))
+    processes.wait()
     return [
         taught for part, file in zip(parts, files, strict=True) for taught in _assemble(part, _read(file))
     ]

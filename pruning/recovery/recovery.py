@@ -25,6 +25,7 @@ from pruning.ranking import Ranking
 from pruning.recovery.dense import DenseSource, TaughtSequence, dense_sequences
 from pruning.recovery.memory import TrainingMemory
 from pruning.recovery.network import AdaptedNetwork, AdapterSettings
+from pruning.recovery.processes import Processes
 from pruning.recovery.progress import Progress, ProgressFile, VariantLosses
 from pruning.recovery.training import Trainer, TrainingSettings
 from pruning.slicing import check_fit
@@ -66,6 +67,7 @@ class RecoverySettings:
     """How variants are recovered.
 
     Attributes:
+        training: its rows are short enough for every process to have one in each step.
         dtype: that the network computes in; the matrices are float32.
         recompute: of activations on the way back; None: where there is no room for them.
         max_memory_bytes: that weights, matrices, activations and logits may take together.
@@ -73,7 +75,6 @@ class RecoverySettings:
 
     adapter: AdapterSettings
     training: TrainingSettings
-    device: str
     dtype: torch.dtype
     recompute: bool | None
     max_memory_bytes: int
@@ -106,6 +107,7 @@ def recover(
     data: RecoveryData,
     settings: RecoverySettings,
     work: Path,
+    processes: Processes,
     *,
     starts: Sequence[Delta] = (),
     progress: bool,
@@ -124,6 +126,7 @@ def recover(
         variants: by rising sparsity.
         work: a directory for the training's progress, with which one that was interrupted goes on where it
             was, to the same curve. The caller removes it.
+        processes: that train together; each calls this with the same arguments, and finds the same.
         starts: a delta that each variant has already, or none. It stays as it is; what is written is its
             matrices and those trained beside them, as one.
         progress: shows bars with the time left, on stderr.
@@ -151,11 +154,11 @@ def recover(
     prompts = [prompt_token_ids(tokenizer, prompt) for prompt in data.prompts]
     ended = _ended(with_answers(prompts, data.answers.token_ids), checkpoint.eos_token_ids)
     source = DenseSource(checkpoint, settings.dtype, tuple(ended.values()), _top(checkpoint, data.top))
-    facts = _facts(checkpoint, ranking, variants, source, settings, starts)
+    facts = _facts(checkpoint, ranking, variants, source, settings, processes, starts)
     key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
-    model = load_network(checkpoint, torch.device(settings.device), settings.dtype)
-    taught = dense_sequences(model, source, data.directory, progress=progress)
+    model = load_network(checkpoint, processes.device, settings.dtype)
+    taught = dense_sequences(model, source, data.directory, processes, progress=progress)
     training, judging = _dealt(taught, tuple(ended))
     longest = max(len(one.sequence.fed) for one in taught)
     if longest > row_tokens:  # one that does not fit into a row is a row of its own
@@ -168,7 +171,8 @@ def recover(
         starts=[start.layers for start in starts],
         recompute=recompute,
     )
-    trainer = Trainer(network, training, judging, settings.training, ProgressFile(work / PROGRESS_FILE, key))
+    file = ProgressFile(work / PROGRESS_FILE, key)
+    trainer = Trainer(network, training, judging, settings.training, file, processes)
     done = trainer.run(progress=progress)
     if done.held_out[done.best].step == 0:
         raise NothingGainedError(
@@ -189,6 +193,7 @@ def recover(
         "held_out_answers": len(judging),
         "held_out_tokens": sum(len(one.sequence.answer) for one in judging),
         "steps": len(done.steps),
+        "processes": processes.count,
     }
     deltas = tuple(
         Delta(
@@ -229,6 +234,7 @@ def _facts(
     variants: Sequence[RecoveryVariant],
     source: DenseSource,
     settings: RecoverySettings,
+    processes: Processes,
     starts: Sequence[Delta],
 ) -> dict[str, Any]:
     """All that decides how the training goes."""
@@ -246,7 +252,7 @@ def _facts(
             **training,
             "top": source.top,
             "dtype": str(settings.dtype).removeprefix("torch."),
-            "device": settings.device,
+            "device": processes.device.type,
         },
     }
 

@@ -9,7 +9,7 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor
@@ -20,6 +20,7 @@ from pruning.recovery.dense import TaughtSequence
 from pruning.recovery.loss import LossSums, TopTokens, losses
 from pruning.recovery.network import AdaptedNetwork
 from pruning.recovery.packing import Row, fill_rows, pack, plan_steps
+from pruning.recovery.processes import Processes
 from pruning.recovery.progress import HeldOutLoss, Progress, ProgressFile, StepLoss, VariantLosses
 
 logger = logging.getLogger(__name__)
@@ -77,7 +78,8 @@ class Trainer:
 
     Args:
         training, held_out: each not empty.
-        file: where the progress is kept.
+        file: where the progress is kept; the first of the processes writes it.
+        processes: each has a trainer with the same arguments and calls the same methods.
 
     Raises:
         DeltaError: what is in `file` is damaged or of another run.
@@ -90,12 +92,14 @@ class Trainer:
         held_out: Sequence[TaughtSequence],
         settings: TrainingSettings,
         file: ProgressFile,
+        processes: Processes,
     ) -> None:
         self._network = network
         self._training = training
         self._held_out = held_out
         self._settings = settings
         self._file = file
+        self._processes = processes
         self._plan = plan_steps(
             _lengths(training),
             row_tokens=settings.row_tokens,
@@ -170,7 +174,7 @@ class Trainer:
         generator = torch.Generator().manual_seed(self._settings.seed * VARIANT_STREAM + step)
         variants = torch.randint(self._network.num_variants, (len(rows),), generator=generator).tolist()
         sums = LossSums()
-        for row, variant in zip(rows, variants, strict=True):
+        for row, variant in self._processes.share(list(zip(rows, variants, strict=True))):
             packed, dense = self._row(self._training, row)
             sums += losses(
                 self._network.head,
@@ -180,11 +184,13 @@ class Trainer:
                 ce_weight=self._settings.ce_weight,
                 gradient_scale=1 / answer_tokens,
             )
+        sums = self._over_all(sums)
         if not math.isfinite(sums.cross_entropy + sums.divergence):
             raise DeltaError(
                 f"the loss is not finite at step {step + 1} of {len(self._plan)}: lower --learning-rate "
                 f"({self._settings.learning_rate:g})"
             )
+        self._add_up_gradients()
         torch.nn.utils.clip_grad_norm_(self._parameters.values(), LARGEST_GRADIENT)
         for group in self._optimizer.param_groups:
             group["lr"] = rate
@@ -212,13 +218,30 @@ class Trainer:
     @torch.no_grad()
     def _held_out_loss(self, variant: int) -> LossSums:
         sums = LossSums()
-        for row in self._held_out_rows:
+        for row in self._processes.share(self._held_out_rows):
             packed, dense = self._row(self._held_out, row)
             hidden = self._network.hidden(packed, variant)
             sums += losses(
                 self._network.head, hidden, packed.labels, dense, ce_weight=self._settings.ce_weight
             )
-        return sums
+        return self._over_all(sums)
+
+    def _over_all(self, sums: LossSums) -> LossSums:
+        """Those of all processes together."""
+        parts = torch.tensor(
+            [sums.tokens, sums.cross_entropy, sums.divergence],
+            dtype=torch.float64,
+            device=self._network.device,
+        )
+        self._processes.add_up([parts])
+        tokens, cross_entropy, divergence = parts.tolist()
+        return LossSums(round(tokens), cross_entropy, divergence)
+
+    def _add_up_gradients(self) -> None:
+        for parameter in self._parameters.values():
+            if parameter.grad is None:  # no row of this step was this process's
+                parameter.grad = torch.zeros_like(parameter)
+        self._processes.add_up([cast("Tensor", parameter.grad) for parameter in self._parameters.values()])
 
     def _row(self, taught: Sequence[TaughtSequence], row: Row) -> tuple[Any, TopTokens]:
         members = [taught[index] for index in row]
@@ -234,6 +257,8 @@ class Trainer:
         return f"held-out KL {' '.join(f'{value:.5f}' for value in held_out)}"
 
     def _save(self, started: float) -> None:
+        if not self._processes.is_first:
+            return
         self._progress.seconds = time.monotonic() - started
         optimizer = self._optimizer.state_dict()["state"]
         self._file.save(

@@ -14,6 +14,7 @@ from pruning.delta import load_delta
 from pruning.errors import DeltaError
 from pruning.files import write_atomically
 from pruning.recovery.network import AdapterSettings
+from pruning.recovery.processes import Processes, joined
 from pruning.recovery.recovery import (
     PROGRESS_FILE,
     Recovery,
@@ -33,32 +34,42 @@ from server.settings import RecoverSettings
 SECONDS_AN_HOUR = 3600
 
 
-def recover_variants(settings: RecoverSettings) -> tuple[list[Path], Recovery]:
-    """What `secateur recover` does: the files of the deltas, and what came of the training.
+def recover_variants(settings: RecoverSettings) -> str | None:
+    """What `secateur recover` does, alone or as one of several processes: deltas, and a report beside them.
+
+    Returns:
+        For people: how large each delta is and what it gained. None but in the first process.
 
     Raises:
-        SecateurError: the settings, the model, the profile, the memory or the disk do not allow it.
+        SecateurError: settings, model, profile, memory, devices or disk do not allow it.
     """
+    with joined(resolve_device(settings.device)) as processes:
+        outs, found = _recover(settings, processes)
+        return _summary(outs, found) if processes.is_first else None
+
+
+def _recover(settings: RecoverSettings, processes: Processes) -> tuple[list[Path], Recovery]:
     outs = delta_files(settings.out, settings.variants)
     work = settings.out.with_name(f"{settings.out.name}.work")
     there = [str(out) for out in outs if out.exists()]
     if there and not (work / PROGRESS_FILE).exists():  # else it was interrupted while they were written
         raise DeltaError(f"{', '.join(there)} is there already; choose another --out, or remove it")
-    source = open_calibration(settings.task, settings.task_options())
-    checkpoint = open_model(settings)
-    known = ranked(settings, checkpoint)
-    prompts = [item.prompt for item in source.calibration(settings.num_prompts, settings.seed)]
-    how = _recovery_settings(settings)
+    how = _recovery_settings(settings, processes)
     cache_dir = cache_directory(settings)
-    answers = dense_answers(
-        checkpoint,
-        prompts,
-        source.max_new_tokens,
-        device=torch.device(how.device),
-        dtype=how.dtype,
-        cache_dir=cache_dir,
-        max_memory_bytes=how.max_memory_bytes,
-    )
+    with processes.first_ahead():  # what it downloads or measures is kept on disk, for the others as well
+        source = open_calibration(settings.task, settings.task_options())
+        prompts = [item.prompt for item in source.calibration(settings.num_prompts, settings.seed)]
+        checkpoint = open_model(settings)
+        known = ranked(settings, checkpoint)
+        answers = dense_answers(
+            checkpoint,
+            prompts,
+            source.max_new_tokens,
+            device=processes.device,
+            dtype=how.dtype,
+            cache_dir=cache_dir,
+            max_memory_bytes=how.max_memory_bytes,
+        )
     found = recover(
         checkpoint,
         known.ranking,
@@ -69,13 +80,15 @@ def recover_variants(settings: RecoverSettings) -> tuple[list[Path], Recovery]:
         RecoveryData(tuple(prompts), answers, settings.top_tokens, cache_dir / "recovery"),
         how,
         work,
+        processes,
         starts=sorted(map(load_delta, settings.init), key=lambda delta: delta.provenance.sparsity),
-        progress=True,
+        progress=processes.is_first,
     )
-    for out, delta in zip(outs, found.deltas, strict=True):
-        delta.save(out)
-    _write_report(found, outs, report_file(settings.out))
-    shutil.rmtree(work)
+    if processes.is_first:
+        for out, delta in zip(outs, found.deltas, strict=True):
+            delta.save(out)
+        _write_report(found, outs, report_file(settings.out))
+        shutil.rmtree(work)
     return outs, found
 
 
@@ -91,8 +104,7 @@ def report_file(out: Path) -> Path:
     return out.with_suffix(".report.json")
 
 
-def recovery_summary(outs: list[Path], found: Recovery) -> str:
-    """For people: how large each delta is and what it gained."""
+def _summary(outs: list[Path], found: Recovery) -> str:
     tokens = f"{found.facts['held_out_tokens']:,} held-out answer tokens"
     lines = [
         f"{out}\n  {2 * delta.parameters:,} bytes in bfloat16\n"
@@ -110,8 +122,10 @@ def recovery_summary(outs: list[Path], found: Recovery) -> str:
     return "\n".join(lines)
 
 
-def _recovery_settings(settings: RecoverSettings) -> RecoverySettings:
-    device = resolve_device(settings.device)
+def _recovery_settings(settings: RecoverSettings, processes: Processes) -> RecoverySettings:
+    max_memory_bytes = memory_bound(settings.max_memory, processes.device)
+    if settings.max_memory is None:  # it is what is free
+        max_memory_bytes //= processes.on_device
     return RecoverySettings(
         adapter=AdapterSettings(rank=settings.rank, alpha=settings.alpha, seed=settings.seed),
         training=TrainingSettings(
@@ -120,17 +134,17 @@ def _recovery_settings(settings: RecoverSettings) -> RecoverySettings:
             warmup=settings.warmup,
             epochs=settings.epochs,
             batch_tokens=settings.batch_tokens,
-            row_tokens=settings.row_tokens,
+            # A step has a row for each process, and is the same step however many there are.
+            row_tokens=min(settings.row_tokens, max(1, settings.batch_tokens // processes.count)),
             ce_weight=settings.ce_weight,
             evaluations=settings.evaluations,
             patience=settings.patience,
             seed=settings.seed,
             save_seconds=settings.save_seconds,
         ),
-        device=str(device),
         dtype=getattr(torch, resolve_dtype(settings.dtype, "bfloat16")),
         recompute=None if settings.recompute == "auto" else settings.recompute == "on",
-        max_memory_bytes=memory_bound(settings.max_memory, device),
+        max_memory_bytes=max_memory_bytes,
     )
 
 

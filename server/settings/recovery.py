@@ -76,7 +76,8 @@ class RecoverSettings(TrainingSettings, MemorySettings, RecoveredSettings, Ranki
 
     They are trained on the dense model's own answers and held to its probabilities. The file is a delta,
     which serve, eval and export take; a report with the curves lies beside it. A training that was
-    interrupted, at any moment, goes on where it was when it is run again.
+    interrupted, at any moment, goes on where it was when it is run again. Several devices train together
+    where torchrun starts a process for each.
     """
 
     @property

@@ -13,11 +13,13 @@ from pruning.ranking import Ranking, rank
 from pruning.recovery.dense import TaughtSequence
 from pruning.recovery.loss import TopTokens
 from pruning.recovery.network import AdaptedNetwork, AdapterSettings
+from pruning.recovery.processes import Processes
 from tests.tiny import tiny_checkpoint
 
 WIDE, NARROW = (64, 192, 40), (64, 48, 24)
 ADAPTER = AdapterSettings(rank=4, alpha=8.0, seed=0)
 TOP = 8
+ALONE = Processes(torch.device("cpu"))
 
 
 def open_tiny(path: Path, family: str = "qwen2", **overrides: object) -> Checkpoint:

@@ -10,7 +10,7 @@ from pruning.checkpoint import Checkpoint
 from pruning.errors import DeltaError
 from pruning.recovery import dense
 from pruning.recovery.dense import DenseSource, TaughtSequence, dense_sequences
-from tests.pruning.recovery.support import TOP, network, open_tiny, random_sequences
+from tests.pruning.recovery.support import ALONE, TOP, network, open_tiny, random_sequences
 
 SEQUENCES = tuple(random_sequences(12))
 
@@ -25,7 +25,7 @@ def source(checkpoint: Checkpoint, sequences=SEQUENCES, top: int = TOP) -> Dense
 
 
 def ask(checkpoint: Checkpoint, asked: DenseSource, directory: Path) -> list[TaughtSequence]:
-    return dense_sequences(network(checkpoint), asked, directory, progress=False)
+    return dense_sequences(network(checkpoint), asked, directory, ALONE, progress=False)
 
 
 def test_the_likeliest_tokens_are_those_before_each_of_the_answers(

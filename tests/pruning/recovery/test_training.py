@@ -11,7 +11,7 @@ from pruning.errors import DeltaError
 from pruning.recovery.network import AdaptedNetwork
 from pruning.recovery.progress import HeldOutLoss, Progress, ProgressFile
 from pruning.recovery.training import Trainer, TrainingSettings, learning_rate_at
-from tests.pruning.recovery.support import NARROW, WIDE, adapted, open_tiny, random_sequences, taught
+from tests.pruning.recovery.support import ALONE, NARROW, WIDE, adapted, open_tiny, random_sequences, taught
 
 SETTINGS = TrainingSettings(
     learning_rate=1e-2,
@@ -41,7 +41,7 @@ def data(checkpoint):
 
 def trainer(net: AdaptedNetwork, data, path: Path, key: str = "k", **changes: object) -> Trainer:
     settings = dataclasses.replace(SETTINGS, **changes)
-    return Trainer(net, *data, settings, ProgressFile(path / "training.safetensors", key))
+    return Trainer(net, *data, settings, ProgressFile(path / "training.safetensors", key), ALONE)
 
 
 def curve(progress: Progress) -> list[tuple[float, ...]]:

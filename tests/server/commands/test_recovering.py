@@ -1,6 +1,8 @@
 """`secateur recover` from the command line to an evaluation and an export that use what it trained."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,10 +12,12 @@ from transformers import AutoModelForCausalLM
 from eval import evaluation as evaluations
 from pruning.delta import PROJECTIONS, Delta, load_delta
 from pruning.errors import DeltaError
+from pruning.recovery.training import Trainer
 from server.__main__ import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE, main
 from server.commands import recovering
 from tests.server.commands.counting import profiled_arguments
 
+ROOT = Path(__file__).parents[3]
 TRAINING = [
     *("--num-prompts", "160", "--epochs", "3", "--rank", "2", "--batch-tokens", "512", "--row-tokens", "256"),
     *("--top-tokens", "8", "--dtype", "float32"),
@@ -84,6 +88,47 @@ def test_a_training_that_had_ended_ends_the_same_after_an_interruption(
     wide, narrow = (delta.layers[1]["down_proj"] for delta in deltas)
     assert torch.equal(wide.a[:, : narrow.a.shape[1]], narrow.a), "one adapter, cut to each width"
     assert torch.equal(wide.b, narrow.b)
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_several_processes_go_on_with_what_one_began(
+    device: str, arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They take the steps that it would have taken, and only one of them writes and talks."""
+    if device == "cuda" and torch.cuda.device_count() < 2:
+        pytest.skip("no two CUDA devices")
+    asked = ["recover", *arguments, *TRAINING, "--row-tokens", "170", "--sparsities", "0.2,0.35"]
+    asked += ["--device", device]
+    whole, shared = tmp_path / "whole.st", tmp_path / "shared.st"
+    assert main([*asked, "--out", str(whole)]) == 0
+    step = Trainer._step
+
+    def interrupted(self: Trainer, number: int, started: float) -> None:
+        if number == 5:
+            raise KeyboardInterrupt
+        step(self, number, started)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Trainer, "_step", interrupted)
+        assert main([*asked, "--out", str(shared), "--save-seconds", "0"]) == EXIT_INTERRUPTED
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "server"]
+    done = subprocess.run([*launch, *asked, "--out", str(shared)], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count(" steps in ") == 1
+    assert "going on after step 5" in done.stderr
+    one, two = (json.loads((tmp_path / f"{name}.report.json").read_text()) for name in ("whole", "shared"))
+    assert (one["processes"], two["processes"]) == (1, 2)
+    assert len(one["steps_taken"]) == len(two["steps_taken"]) > 8
+    for loss in ("cross_entropy", "divergence"):
+        for told in ("steps_taken", "held_out"):
+            for alone, together in zip(one[told], two[told], strict=True):
+                assert together[loss] == pytest.approx(alone[loss], rel=1e-4)
+    for sparsity in (20, 35):
+        alone, together = (load_delta(tmp_path / f"{name}-s{sparsity}.st") for name in ("whole", "shared"))
+        for maps, same in zip(alone.layers, together.layers, strict=True):
+            for name in PROJECTIONS:
+                torch.testing.assert_close(same[name].product(), maps[name].product(), rtol=0.02, atol=2e-4)
+    assert not list(tmp_path.glob("*.work"))
 
 
 def test_what_is_there_already_is_not_overwritten(
