@@ -24,6 +24,7 @@ TASKS = ("humaneval", "gsm8k")
 SPARSITIES = (0.1, 0.2, 0.3, 0.35)
 METHODS = (DEFAULT_SCORE, PAPER_METHOD, *RANDOM_METHODS, DEFAULT_SCORE + REVERSED_SUFFIX)
 DENSE = "dense"
+CORRECTED = "+ "  # between an order and the name of a delta
 STUDY_FILE, EVALUATION_FILES = "results.json", "eval-*.json"
 FINGERPRINT_DIGITS = 16  # that a study keeps
 
@@ -93,6 +94,9 @@ class Ground:
 def collect(directory: Path) -> dict[tuple[str, str], Ground]:
     """Every ground that was asked for, be it empty, from the studies under `directory`.
 
+    Evaluations may lie beside a study's results. In a folder of their own there, the order of the neurons was
+    measured otherwise, and the folder's name says how.
+
     Raises:
         ScienceError: results of one ground differ in items, weights or limits, or a cell is there twice.
         ResultsError: a file cannot be read.
@@ -103,11 +107,12 @@ def collect(directory: Path) -> dict[tuple[str, str], Ground]:
         ground = (study.model["name"], study.task["name"])
         if ground in found:
             found[ground].append(_read_study(study, str(path.relative_to(directory))))
-    for path in sorted(directory.glob(f"*/{EVALUATION_FILES}")):
-        evaluation = evaluations.load(path)
-        ground = (evaluation.model["name"], evaluation.task["name"])
-        if ground in found:
-            found[ground].append(_read_evaluation(evaluation, str(path.relative_to(directory))))
+    for depth in ("*", "*/*"):
+        for path in sorted(directory.glob(f"{depth}/{EVALUATION_FILES}")):
+            evaluation = evaluations.load(path)
+            ground = (evaluation.model["name"], evaluation.task["name"])
+            if ground in found:
+                found[ground].append(_read_evaluation(evaluation, path.relative_to(directory)))
     return {ground: _put_together(*ground, read) for ground, read in found.items()}
 
 
@@ -162,13 +167,15 @@ def order_and_rest(method: str) -> tuple[str, str]:
     return order, "".join(rest)
 
 
-def _read_evaluation(evaluation: Evaluation, path: str) -> _Read:
-    """One method at one sparsity; a delta and 8 bits are part of its name."""
+def _read_evaluation(evaluation: Evaluation, path: Path) -> _Read:
+    """One method at one sparsity; how it was measured, a delta and 8 bits are part of its name."""
     _, _, delta = evaluation.variant.name.partition("+")
     sparsity = evaluation.settings["sparsity"]
     method = evaluation.model["strategy"] if sparsity else DENSE
     dtype, _, quantization = evaluation.model["dtype"].partition(" ")
-    method += f" + {delta}" if delta else ""
+    for folder in path.parts[1:-1]:
+        method += f", {folder.replace('-', ' ')}"
+    method += f" {CORRECTED}{delta}" if delta else ""
     method += f" in {quantization}" if quantization else ""
     point = Point(
         method=method,
@@ -176,12 +183,12 @@ def _read_evaluation(evaluation: Evaluation, path: str) -> _Read:
         exact_sparsity=evaluation.variant.exact_sparsity,
         score=evaluation.score,
         right="".join("01"[answer.correct] for answer in evaluation.answers.values()),
-        source=path,
+        source=str(path),
     )
     fingerprint = evaluation.model["model"][:FINGERPRINT_DIGITS]
     weights = {"fingerprint": fingerprint, "dtype": dtype}
     conditions = _conditions(evaluation.task, evaluation.settings, weights)
-    return _Read(Source(path, evaluation.provenance), conditions, [point])
+    return _Read(Source(str(path), evaluation.provenance), conditions, [point])
 
 
 def _conditions(

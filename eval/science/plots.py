@@ -1,14 +1,15 @@
-"""Accuracy against sparsity on every ground, and retention beside the published one, as SVG.
+"""Accuracy against sparsity on every ground, what the default order keeps, and what corrections give back.
 
-Needs matplotlib. Knows grounds, not how they came about. The same results give the same bytes.
+As SVG, beside what is published. Needs matplotlib. Knows grounds, not how they came about. The same results
+give the same bytes.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from eval.plots import STYLE
-from eval.science.collect import DENSE, MODELS, TASKS, Ground, Point, order_and_rest
+from eval.science.collect import CORRECTED, DENSE, MODELS, TASKS, Ground, Point, order_and_rest
 from eval.science.published import (
     ACCURACY,
     DENSE_ACCURACY,
@@ -20,39 +21,54 @@ from eval.science.published import (
 from eval.science.reading import OURS
 
 ACCURACY_PLOT, RETENTION_PLOT = "science-accuracy.svg", "science-retention.svg"
+CORRECTIONS_PLOT = "science-corrections.svg"
 PUBLISHED = f"{PAPER}, published"
+PUBLISHED_TRAINED = f"{PUBLISHED}, fine-tuned"
 _PUBLISHED_STYLE: Any = {"color": "black", "linestyle": "--", "marker": "x", "markersize": 4}
 _MARKERS = "os^DvP*X<>"  # of orders themselves, and of what is done to them
+_APART = 0.35  # percent of neurons, in a plot
 _MARGIN = 2  # points above the highest interval
 
 
 def draw(grounds: Mapping[tuple[str, str], Ground], directory: Path) -> list[Path]:
-    """Writes both plots and returns their paths. Raises OSError."""
+    """Writes the plots and returns their paths. Raises OSError."""
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
     mpl.use("svg")
     with mpl.rc_context(STYLE):
-        accuracy = Figure(figsize=(9.0, 7.0), layout="constrained")
         styles = _styles(method for ground in grounds.values() for method in ground.methods)
-        for axes, (model, task) in zip(
-            accuracy.subplots(len(MODELS), len(TASKS), sharex=True, sharey=True).flat,
-            [(model, task) for model in MODELS for task in TASKS],
-            strict=True,
-        ):
-            _accuracy(axes, grounds[model, task], styles)
+        accuracy = Figure(figsize=(9.0, 7.0), layout="constrained")
+        for axes, ground in _panels(accuracy, grounds):
+            _accuracy(axes, ground, styles)
         highest = max(
             (p.score.high for ground in grounds.values() for p in ground.points.values()), default=1
         )
         axes.set_ylim(0, 100 * highest + _MARGIN)
-        handles, labels = _legend(accuracy)
-        accuracy.legend(handles, labels, loc="outside lower center", ncols=3)
+        corrections = Figure(figsize=(9.0, 7.0), layout="constrained")
+        for axes, ground in _panels(corrections, grounds):
+            _corrections(axes, ground, styles)
+        axes.set_ylim(bottom=0)
+        for figure in (accuracy, corrections):
+            handles, labels = _legend(figure)
+            figure.legend(handles, labels, loc="outside lower center", ncols=3)
         retention = Figure(figsize=(6.0, 3.6), layout="constrained")
         _retention(retention.add_subplot(), grounds)
-        paths = [directory / ACCURACY_PLOT, directory / RETENTION_PLOT]
-        for figure, path in zip((accuracy, retention), paths, strict=True):
-            figure.savefig(path, metadata={"Date": None})
-    return paths
+        plots = {ACCURACY_PLOT: accuracy, RETENTION_PLOT: retention, CORRECTIONS_PLOT: corrections}
+        for name, figure in plots.items():
+            figure.savefig(directory / name, metadata={"Date": None})
+    return [directory / name for name in plots]
+
+
+def _panels(figure: Any, grounds: Mapping[tuple[str, str], Ground]) -> Iterator[tuple[Any, Ground]]:
+    """One for each ground, of one scale."""
+    panels = figure.subplots(len(MODELS), len(TASKS), sharex=True, sharey=True).flat
+    for axes, key in zip(panels, [(model, task) for model in MODELS for task in TASKS], strict=True):
+        axes.set_title(f"{key[0]} at {key[1]}")
+        axes.set_xlabel("MLP neurons removed, %")
+        axes.grid(alpha=0.3)
+        yield axes, grounds[key]
+        axes.set_xlim(-1, 37)
 
 
 def _styles(methods: Iterable[str]) -> dict[str, dict[str, Any]]:
@@ -75,32 +91,60 @@ def _styles(methods: Iterable[str]) -> dict[str, dict[str, Any]]:
 
 
 def _accuracy(axes: Any, ground: Ground, styles: Mapping[str, dict[str, Any]]) -> None:
-    axes.set_title(f"{ground.model} at {ground.task}")
-    axes.set_xlabel("MLP neurons removed, %")
     axes.set_ylabel("items solved, %")
-    axes.grid(alpha=0.3)
     for method in ground.methods:
-        style = styles[method]
-        points = ground.of(method) if style["linestyle"] == "none" else _curve(ground, method)
-        if not points:
-            continue
-        shares = [100 * point.score.accuracy for point in points]
-        low = [share - 100 * point.score.low for share, point in zip(shares, points, strict=True)]
-        high = [100 * point.score.high - share for share, point in zip(shares, points, strict=True)]
-        axes.errorbar(
-            [100 * point.exact_sparsity for point in points],
-            shares,
-            yerr=[low, high],
-            capsize=2,
-            label=method,
-            **style,
-        )
+        _with_intervals(axes, ground, method, styles[method], 1.0)
     if (ground.model, ground.task) == (PAPER_MODEL, PAPER_TASK):
         shares = [100 * DENSE_ACCURACY, *(100 * share for share in ACCURACY.values())]
         axes.plot([0, *(100 * s for s in ACCURACY)], shares, label=PUBLISHED, **_PUBLISHED_STYLE)
     elif not ground.points:
         axes.text(0.5, 0.5, "not measured yet", ha="center", va="center", transform=axes.transAxes)
-    axes.set_xlim(-1, 37)
+
+
+def _corrections(axes: Any, ground: Ground, styles: Mapping[str, dict[str, Any]]) -> None:
+    """Shares of the dense model's accuracy, which is taken as known: corrected orders, without and with."""
+    axes.set_ylabel("accuracy, % of the dense model's")
+    if ground.dense is not None:
+        parts = {method: order_and_rest(method) for method in ground.methods}
+        corrections = [rest for _, rest in parts.values() if rest.startswith(CORRECTED)]
+        corrected = {order for order, rest in parts.values() if rest in corrections}
+        for method, (order, rest) in parts.items():
+            if order in corrected and (not rest or rest in corrections):
+                place = _MARKERS.index(styles[method]["marker"])  # the same in all panels
+                style = styles[method] | ({"color": f"C{place}"} if rest else {})
+                _with_intervals(
+                    axes, ground, method, style, ground.dense.score.accuracy, shift=_APART * place
+                )
+    if (ground.model, ground.task) == (PAPER_MODEL, PAPER_TASK):
+        for label, trained in ((PUBLISHED, False), (PUBLISHED_TRAINED, True)):
+            kept = [100, *(100 * published_retention(s, trained=trained) for s in ACCURACY)]
+            style = _PUBLISHED_STYLE | ({"linestyle": ":", "marker": "+"} if trained else {})
+            axes.plot([0, *(100 * s for s in ACCURACY)], kept, label=label, **style)
+
+
+def _with_intervals(
+    axes: Any, ground: Ground, method: str, style: Mapping[str, Any], whole: float, *, shift: float = 0.0
+) -> None:
+    """Shares solved, in hundredths of `whole`; moved to the right by `shift` to be told apart."""
+    points = ground.of(method) if style["linestyle"] == "none" else _curve(ground, method)
+    if not points:
+        return
+    shares, low, high = (
+        [100 * value / whole for value in values]
+        for values in zip(*((p.score.accuracy, p.score.low, p.score.high) for p in points), strict=True)
+    )
+    axes.errorbar(
+        [100 * point.exact_sparsity + shift for point in points],
+        shares,
+        yerr=[_differences(shares, low), _differences(high, shares)],
+        capsize=2,
+        label=method,
+        **style,
+    )
+
+
+def _differences(larger: Sequence[float], smaller: Sequence[float]) -> list[float]:
+    return [one - other for one, other in zip(larger, smaller, strict=True)]
 
 
 def _retention(axes: Any, grounds: Mapping[tuple[str, str], Ground]) -> None:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 
-from eval.science.collect import METHODS, Ground, Point
+from eval.science.collect import METHODS, Ground, Point, order_and_rest
 from eval.science.pairs import best_random, pair, retained
 from eval.science.published import PAPER_METHOD, RANDOM_METHODS
 from eval.subject import REVERSED_SUFFIX
@@ -31,7 +31,9 @@ def _findings(ground: Ground) -> Iterable[str]:
     yield from _reversed(ground, curves[REVERSED])
     for method in ground.methods:
         if method not in METHODS and not method.endswith(REVERSED_SUFFIX):
-            yield from _beside_ours(ground, method, curves[method], curves[OURS])
+            order, rest = order_and_rest(method)
+            before = curves.get(order, {}) if rest else curves[OURS]
+            yield from _in_place_of(ground, method, curves[method], before)
 
 
 def _beside_the_paper(ground: Ground, ours: Curve, papers: Curve) -> Iterable[str]:
@@ -79,12 +81,13 @@ def _reversed(ground: Ground, curve: Curve) -> Iterable[str]:
             )
 
 
-def _beside_ours(ground: Ground, method: str, curve: Curve, ours: Curve) -> Iterable[str]:
+def _in_place_of(ground: Ground, method: str, curve: Curve, before: Curve) -> Iterable[str]:
+    """Beside the same order with nothing done to it, or another order beside ours."""
     told = [
-        f"{_kept(ground, point)} in place of {_kept(ground, ours[sparsity])} at {sparsity:.0%} "
-        f"({pair(point, ours[sparsity])})"
+        f"{_kept(ground, point)} in place of {_kept(ground, before[sparsity])} at {sparsity:.0%} "
+        f"({pair(point, before[sparsity])})"
         for sparsity, point in curve.items()
-        if sparsity in ours
+        if sparsity in before
     ]
     if told:
         yield f"*{method}* keeps {', '.join(told)}."

@@ -144,7 +144,8 @@ def test_what_nobody_measured_is_missing_and_never_made_up(studies: Path) -> Non
     assert cells(grounds["coder-1.5b", "gsm8k"]) == "*Not measured yet.*"
     nothing = collect(studies / "mine")
     assert read(nothing.values()) == "*Nothing is measured yet.*"
-    assert {path.name for path in draw(nothing, studies)} == {"science-accuracy.svg", "science-retention.svg"}
+    plots = {"science-accuracy.svg", "science-retention.svg", "science-corrections.svg"}
+    assert {path.name for path in draw(nothing, studies)} == plots
 
 
 def test_the_reading_follows_the_figures(studies: Path) -> None:
@@ -215,6 +216,22 @@ def test_corrected_variants_get_rows_of_their_own(studies: Path) -> None:
     path.write_text("{}")
     with pytest.raises(evaluations.ResultsError, match=r"eval-s20-r64\.json is no result"):
         collect(studies)
+
+
+def test_what_was_ordered_otherwise_is_held_against_itself(studies: Path) -> None:
+    """Of an order that was measured in another way, the corrected variants stand beside its own."""
+    results = load(studies / "mine" / "results.json")
+    folder = studies / "mine" / "474-prompts"
+    folder.mkdir()
+    evaluations.save(evaluation(results, 0.2, None, solved(14)), folder / "eval-s20.json")
+    evaluations.save(evaluation(results, 0.2, "recovered", solved(15)), folder / "eval-s20-recovered.json")
+    grounds = collect(studies)
+    told = read(grounds.values())
+    assert "*taylor2_mixed, 474 prompts* keeps 88% in place of 81% at 20% (+1 -0" in told
+    assert "*taylor2_mixed, 474 prompts + recovered* keeps 94% in place of 88% at 20% (+1 -0" in told
+    plot = words(next(plot for plot in draw(grounds, studies) if "corrections" in plot.name))
+    assert {"taylor2_mixed, 474 prompts", "taylor2_mixed, 474 prompts + recovered"} <= set(plot)
+    assert "selectivity" not in plot
 
 
 def test_eight_bits_are_a_method_of_their_own(studies: Path) -> None:
