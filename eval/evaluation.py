@@ -15,6 +15,7 @@ from eval.provenance import Provenance
 from eval.results import ResultsError, Score
 from eval.subject import VariantFacts
 from eval.task import Task, TaskItem
+from pruning.files import write_atomically
 
 
 @dataclass(frozen=True)
@@ -97,4 +98,4 @@ def load(path: Path) -> Evaluation:
 
 def save(evaluation: Evaluation, path: Path) -> None:
     """Writes it as JSON. Raises OSError."""
-    path.write_bytes(_EVALUATION.dump_json(evaluation, indent=2) + b"\n")
+    write_atomically(path, _EVALUATION.dump_json(evaluation, indent=2) + b"\n")

@@ -123,20 +123,47 @@ class EvidenceStore:
         self._path = path
         self._lock = threading.Lock()
         self._complained = False
+        self._known: dict[str, _State] = {}  # by key, as this store read or wrote it last
         self._connection = in_memory() if path is None else self._open(path)
 
     def read(self, key: EvidenceKey) -> Record:
         """What is kept for `key`; an empty record where it is new or cannot be read."""
-        return self._read(key, _read, Record())
+
+        def read_all(connection: sqlite3.Connection, key: EvidenceKey) -> Record:
+            self._known[key.digest] = _state(connection, key)
+            return _read(connection, key)
+
+        return self._read(key, read_all, Record())
+
+    def changed(self, keys: Sequence[EvidenceKey]) -> list[EvidenceKey]:
+        """Those that another process has written to since they were read or written here last."""
+
+        def is_changed(connection: sqlite3.Connection, key: EvidenceKey) -> bool:
+            found = _state(connection, key)  # one that is gone was forgotten for newer ones, not changed
+            return found is not None and found != self._known.get(key.digest)
+
+        return [key for key in keys if self._read(key, is_changed, False)]
 
     def append(self, entries: Sequence[Entry]) -> None:
-        """Keeps all of `entries`, or none where that fails."""
+        """Keeps all of `entries`, or none where that fails.
+
+        Where another process has written to a key since, outcomes and changes are added to its own; what they
+        amount to together is for whoever reads them all (`changed`), and nothing is deleted until then.
+        """
+        known = dict(self._known)
 
         def append_all(connection: sqlite3.Connection) -> None:
             for entry in entries:
-                _append(connection, entry)
+                before, digest = _state(connection, entry.key), entry.key.digest
+                if before is None or before == known.get(digest):
+                    subject = _append(connection, entry, entry.base.value)
+                    _keep_last(connection, "outcome", subject, entry.num_kept)
+                    known[digest] = _state(connection, entry.key)
+                else:
+                    _append(connection, entry, before[0])
 
-        self._write(append_all)
+        if self._write(append_all):
+            self._known = known
 
     def read_guard(self, key: EvidenceKey) -> list[GuardAnswer]:
         """The answers kept for `key`, oldest first; none where it is new or cannot be read."""
@@ -171,15 +198,18 @@ class EvidenceStore:
         self._write(lambda connection: _forget(connection, key))
         return nothing
 
-    def _write(self, what: Callable[[sqlite3.Connection], None]) -> None:
+    def _write(self, what: Callable[[sqlite3.Connection], None]) -> bool:
+        """Whether it could be."""
         with self._lock:
             try:
                 with self._connection:  # a transaction
+                    self._connection.execute("BEGIN IMMEDIATE")  # what it reads first is what it changes
                     what(self._connection)
             except SQLITE_ERRORS as error:
                 self._complain("written", error)
-            else:
-                self._complained = False
+                return False
+            self._complained = False
+            return True
 
     def _open(self, path: Path) -> sqlite3.Connection:
         try:
@@ -198,6 +228,18 @@ class EvidenceStore:
                 error,
             )
         self._complained = True
+
+
+_State = tuple[str, int] | None  # base and last outcome of a key; None where it is not there
+
+
+def _state(connection: sqlite3.Connection, key: EvidenceKey) -> _State:
+    row: tuple[str, int] | None = connection.execute(
+        "SELECT base, (SELECT coalesce(max(id), 0) FROM outcome WHERE subject = subject.id) FROM subject "
+        "WHERE digest = ?",
+        (key.digest,),
+    ).fetchone()
+    return row
 
 
 def _read(connection: sqlite3.Connection, key: EvidenceKey) -> Record:
@@ -228,9 +270,10 @@ def _read_guard(connection: sqlite3.Connection, key: EvidenceKey) -> list[GuardA
     return [GuardAnswer(float(at), int(tokens), int(same), float(kl)) for at, tokens, same, kl in rows]
 
 
-def _append(connection: sqlite3.Connection, entry: Entry) -> None:
+def _append(connection: sqlite3.Connection, entry: Entry, base: str) -> int:
+    """Returns the key's row."""
     updated_at = max((outcome.at for outcome in entry.outcomes), default=0.0)
-    subject = _subject(connection, entry.key, entry.base, updated_at)
+    subject = _subject(connection, entry.key, base, updated_at)
     connection.executemany(
         "INSERT INTO outcome (subject, item, at, correct, reference_correct, trap) VALUES (?, ?, ?, ?, ?, ?)",
         [(subject, o.item_id, o.at, o.correct, o.reference_correct, o.trap.value) for o in entry.outcomes],
@@ -239,13 +282,13 @@ def _append(connection: sqlite3.Connection, entry: Entry) -> None:
         "INSERT INTO change (subject, at, before, after, evidence) VALUES (?, ?, ?, ?, ?)",
         [(subject, c.at, c.before.value, c.after.value, _to_json(c.evidence)) for c in entry.changes],
     )
-    _keep_last(connection, "outcome", subject, entry.num_kept)
     _keep_last(connection, "change", subject, KEPT_CHANGES)
     _forget_old_keys(connection)
+    return subject
 
 
 def _append_guard(connection: sqlite3.Connection, key: EvidenceKey, answer: GuardAnswer) -> None:
-    subject = _subject(connection, key, Verdict.UNPROVEN, answer.at)
+    subject = _subject(connection, key, Verdict.UNPROVEN.value, answer.at)
     connection.execute(
         "INSERT INTO guard_answer (subject, at, tokens, agreements, kl_nats) VALUES (?, ?, ?, ?, ?)",
         (subject, answer.at, answer.tokens, answer.agreements, answer.kl_nats),
@@ -254,12 +297,12 @@ def _append_guard(connection: sqlite3.Connection, key: EvidenceKey, answer: Guar
     _forget_old_keys(connection)
 
 
-def _subject(connection: sqlite3.Connection, key: EvidenceKey, base: Verdict, updated_at: float) -> int:
+def _subject(connection: sqlite3.Connection, key: EvidenceKey, base: str, updated_at: float) -> int:
     """The row of `key`, made or brought up to date."""
     row: tuple[int] = connection.execute(
         "INSERT INTO subject (digest, key, base, updated_at) VALUES (?, ?, ?, ?) ON CONFLICT (digest) "
         "DO UPDATE SET base = excluded.base, updated_at = max(updated_at, excluded.updated_at) RETURNING id",
-        (key.digest, json.dumps(asdict(key)), base.value, updated_at),
+        (key.digest, json.dumps(asdict(key)), base, updated_at),
     ).fetchone()
     return row[0]
 

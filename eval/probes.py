@@ -223,6 +223,9 @@ class Prober:
             asked = [(item, subject) for item in items for subject, _ in pairs]
             answers = await asyncio.gather(*(self._ask(*question, spend) for question in asked))
             replies = dict(zip(asked, answers, strict=True))
+            # One that was replaced meanwhile may have answered in another's name.
+            pairs = self._pairs([subject for subject in subjects if subject in self._subjects()])
+            files = await self._reread(pairs)
             # In the order of the items, not of the answers: wrong ones tend to take longer, and a test that
             # is looked at all the time must not see the right ones first.
             entries = []
@@ -320,6 +323,24 @@ class Prober:
         for file in await asyncio.to_thread(lambda: [self._read(key) for key in new]):
             self._files.setdefault(file.key, file)
         return [self._files[key] for key in keys]
+
+    async def _reread(self, pairs: Sequence[tuple[Subject, Subject]]) -> "list[_File]":
+        """Their files, with what other processes that share the store have found since."""
+        keys = self._keys(pairs)
+        files = dict(zip(keys, await self._open(keys), strict=True))
+        found = await asyncio.to_thread(lambda: [self._read(key) for key in self._store.changed(keys)])
+        for (subject, _), key in zip(pairs, keys, strict=True):
+            for file in found:
+                if file.key == key:
+                    self._take_over(subject.name, files[key].judge.verdict, file)
+        return [self._files[key] for key in keys]
+
+    def _take_over(self, variant: str, before: Verdict, file: "_File") -> None:
+        self._files[file.key] = file
+        after = file.judge.verdict
+        if after is not before:
+            logger.warning("%s is %s now, by what another process has found", variant, after.value)
+            self._on_verdict(variant, before, after, file.judge.evidence())
 
     def _read(self, key: EvidenceKey) -> "_File":
         return _File.of(key, self._store.read(key), self._criterion)

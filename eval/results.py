@@ -19,6 +19,7 @@ from eval.study import Cell
 from eval.subject import Strategy
 from eval.traps import Trap
 from pruning.errors import SecateurError
+from pruning.files import write_atomically
 
 FORMAT = 1
 
@@ -185,7 +186,7 @@ def score(answers: Sequence[GradedAnswer], confidence: float) -> Score:
 
 def save(results: StudyResults, path: Path) -> None:
     """Writes results.json. Raises OSError."""
-    path.write_bytes(_RESULTS.dump_json(results, indent=2) + b"\n")
+    write_atomically(path, _RESULTS.dump_json(results, indent=2) + b"\n")
 
 
 def load(path: Path) -> StudyResults:

@@ -217,7 +217,7 @@ class Generation:
 
         Raises:
             InvalidValueError: more answers than the server ever queues.
-            EngineError: what the engine refuses; `close` takes back what it had taken.
+            EngineError: what the engine refuses; then nothing was queued.
         """
         wanted, most = len(prompts) * num_choices, self._owner.max_requests
         if wanted > most:
@@ -225,6 +225,8 @@ class Generation:
                 f"{len(prompts)} prompts times {num_choices} choices are {wanted} answers; this server runs "
                 f"and queues {most} at once (max_num_seqs + max_waiting): send fewer at a time"
             )
+        lengths = [len(prompt) for prompt in prompts for _ in range(num_choices)]
+        self._owner.engine.check(lengths, sampling.max_tokens)
         self._num_choices, self._sampling = num_choices, sampling
         sampler = self._owner.sampler
         for number, prompt in enumerate(prompts):
@@ -248,7 +250,7 @@ class Generation:
             EngineDeadError: the engine died.
             ShuttingDownError: it was aborted by `Generations.abort_all`.
         """
-        inbox: asyncio.Queue[tuple[int, Delta | BaseException | None]] = asyncio.Queue()
+        inbox: asyncio.Queue[tuple[int, Delta | None]] = asyncio.Queue()
         sampler = self._owner.sampler
 
         async def pump(index: int, stream: RequestStream) -> None:

@@ -148,7 +148,7 @@ def _check_bearer(scope: Scope, keys: Sequence[str]) -> None:
     offered = credentials.strip().encode() if scheme.lower() == "bearer" else b""
     # Every key is compared, in constant time: how long it takes tells nothing of how near a guess came.
     matches = [hmac.compare_digest(offered, key.encode()) for key in keys]
-    if not any(matches):
+    if not offered or not any(matches):
         told = "this is not a key that the server knows" if offered else "this path wants a key"
         raise AuthenticationError(f"{told}: send `Authorization: Bearer KEY`")
 

@@ -1,6 +1,7 @@
 """Ends the process in order: on a first signal what runs is finished, on a second the process is gone."""
 
 import logging
+import os
 import signal
 import socket
 import time
@@ -51,6 +52,7 @@ class GracefulServer(uvicorn.Server):
         if self._deadline is not None:
             signal.signal(sig, signal.SIG_DFL)
             signal.raise_signal(sig)
+            os._exit(128 + sig)  # a container's first process survives its own signals
         self._deadline = time.monotonic() + self._timeout_seconds
         self._on_drain()
 

@@ -24,11 +24,13 @@ class PromptTokenizer:
     def __init__(self, tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> None:
         self._tokenizer = tokenizer
         self._vocab_size = vocab_size
+        self._anchor: int = tokenizer.encode("a", add_special_tokens=False)[-1]
+        self._token_texts: dict[int, str] = {}
 
     async def encode(
         self, prompt: str | list[int], param: str, *, add_special_tokens: bool = True
     ) -> list[int]:
-        """Token ids of a prompt; one that is ids already is checked.
+        """Token ids of a prompt, checked: a tokenizer may know more tokens than the model.
 
         Raises:
             InvalidValueError: it has no tokens, or an id that the model does not know.
@@ -38,7 +40,7 @@ class PromptTokenizer:
             token_ids = await run_in_threadpool(encode, prompt, add_special_tokens=add_special_tokens)
         else:
             token_ids = prompt
-            self.check_ids(prompt, param)
+        self.check_ids(token_ids, param)
         if not token_ids:
             raise InvalidValueError(
                 "the prompt has no tokens, and the model needs one to go on from", param=param
@@ -80,8 +82,15 @@ class PromptTokenizer:
         return str(self._tokenizer.decode(list(token_ids), clean_up_tokenization_spaces=False))
 
     def token_text(self, token_id: int) -> str:
-        """A token by itself; part of a character shows as U+FFFD."""
-        return str(self._tokenizer.decode([token_id], clean_up_tokenization_spaces=False))
+        """A token as it stands within a text; part of a character shows as U+FFFD."""
+        text = self._token_texts.get(token_id)
+        if text is None:  # log-probabilities ask for the same few tokens over and over
+            # Not by itself: decoders that write a space before each word leave out that of a text's first.
+            before = self.text([self._anchor])
+            both = self.text([self._anchor, token_id])
+            text = both.removeprefix(before) if both.startswith(before) else self.text([token_id])
+            self._token_texts[token_id] = text
+        return text
 
     def token_bytes(self, token_id: int) -> list[int] | None:
         """The UTF-8 bytes of a token; None for part of a character."""

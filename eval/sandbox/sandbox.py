@@ -91,20 +91,25 @@ class Sandbox:
             timeout_seconds: of CPU time, rounded up to whole seconds; the clock allows three times as many.
 
         Raises:
-            SandboxError: the process could not start.
+            SandboxError: the process could not start, or there is no room for what it is to run.
         """
         token = secrets.token_hex(16)
         begin, end = f"{token} begin\n".encode(), f"{token} end\n".encode()
-        with ExitStack() as stack:
-            scratch = "/tmp"  # inside
-            if not self.backend.isolates:
-                scratch = stack.enter_context(tempfile.TemporaryDirectory())
-            order = stack.enter_context(tempfile.TemporaryFile())
-            order.write(_order(code, token, timeout_seconds, scratch, strict=self.backend.isolates))
-            order.seek(0)
-            process = stack.enter_context(_start(self.backend, order))
-            stack.callback(_end, process)
-            output, stopped = _read(process, begin, WALL_PER_CPU_SECOND * timeout_seconds)
+        try:
+            with ExitStack() as stack:
+                scratch = "/tmp"  # inside
+                if not self.backend.isolates:
+                    scratch = stack.enter_context(tempfile.TemporaryDirectory())
+                order = stack.enter_context(tempfile.TemporaryFile())
+                order.write(_order(code, token, timeout_seconds, scratch, strict=self.backend.isolates))
+                order.seek(0)
+                process = stack.enter_context(_start(self.backend, order))
+                stack.callback(_end, process)
+                output, stopped = _read(process, begin, WALL_PER_CPU_SECOND * timeout_seconds)
+        except OSError as error:
+            raise SandboxError(
+                f"code cannot be run ({error}): make room in {tempfile.gettempdir()}, or set TMPDIR"
+            ) from error
         before, begun, rest = output.partition(begin)
         if not begun:
             told = before.decode(errors="replace").strip() or stopped or f"status {process.returncode}"

@@ -2,13 +2,14 @@
 
 import asyncio
 import os
+import tempfile
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 from eval.endpoint import Endpoint, ServedSubject, open_endpoint
-from eval.evaluation import Evaluation, answer_items
+from eval.evaluation import Evaluation, answer_items, summary
 from eval.evaluation import save as save_evaluation
 from eval.generate import Generate
 from eval.journal import Journal, open_journal
@@ -49,12 +50,16 @@ def evaluate(settings: EvalSettings) -> Evaluation:
         SecateurError: the settings, the task, the model or the server do not allow it.
     """
     task = open_task(settings.task, settings.task_options())
+    if settings.out is not None:
+        _check_writable(settings.out)
     evaluation = asyncio.run(_evaluate(settings, task, _items(settings, task)))
     if settings.out is not None:
         try:
             save_evaluation(evaluation, settings.out)
         except OSError as error:
-            raise OutputError(f"cannot write {settings.out} ({error}): name another --out") from error
+            raise OutputError(
+                f"cannot write {settings.out} ({error}); this was found:\n{summary(evaluation)}"
+            ) from error
     return evaluation
 
 
@@ -81,6 +86,16 @@ def study(settings: StudySettings) -> str:
     except OSError as error:
         raise OutputError(f"cannot write what was found in {directory}: {error}") from error
     return "\n".join(told)
+
+
+def _check_writable(path: Path) -> None:
+    """Before hours of work: makes the directory. Raises OutputError."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise OutputError(f"nothing can be written beside {path} ({error}): name another --out") from error
 
 
 async def _evaluate(settings: EvalSettings, task: Task, items: Sequence[TaskItem]) -> Evaluation:

@@ -22,6 +22,7 @@ from server.engine.detokenizer import Detokenizer
 from server.engine.engine import Engine, TokenOutput
 from server.engine.errors import EngineDeadError, QueueFullError
 from server.engine.request import (
+    BACKGROUND,
     FinishReason,
     Request,
     RequestStats,
@@ -277,6 +278,21 @@ class AsyncEngine:
             self._wake.notify()
         await asyncio.to_thread(self._thread.join)
 
+    def check(self, prompt_lengths: Sequence[int], max_tokens: int, priority: int = 0) -> None:
+        """Raises what `submit` would of requests with so many tokens each, be it the first or the last."""
+        if self.death is not None:
+            raise _dead(self.death)
+        for num_tokens in prompt_lengths:
+            self._engine.check_fits(num_tokens, max_tokens)
+        config, is_background = self._engine.config, priority == BACKGROUND
+        num_alike = sum(stream.is_background == is_background for stream in self._streams.values())
+        if num_alike + len(prompt_lengths) > config.max_num_seqs + config.max_waiting:
+            more = "" if len(prompt_lengths) == 1 else f", {len(prompt_lengths)} more are too many"
+            raise QueueFullError(
+                f"{num_alike} requests are running or waiting, of as many as may (max_num_seqs "
+                f"{config.max_num_seqs} + max_waiting {config.max_waiting}){more}: try again later"
+            )
+
     def submit(
         self,
         *,
@@ -294,18 +310,9 @@ class AsyncEngine:
             QueueFullError: as many requests of this priority run and wait as may.
             EngineDeadError: there is no engine any more.
         """
-        if self.death is not None:
-            raise _dead(self.death)
-        self._engine.check_fits(len(prompt_token_ids), sampling.max_tokens)
+        self.check([len(prompt_token_ids)], sampling.max_tokens, priority)
         assert request_id not in self._streams, f"request id {request_id} is in use"
         request = Request(request_id, prompt_token_ids, variant, sampling, priority=priority, scoring=scoring)
-        config = self._engine.config
-        num_alike = sum(s.is_background == request.is_background for s in self._streams.values())
-        if num_alike >= config.max_num_seqs + config.max_waiting:
-            raise QueueFullError(
-                f"{num_alike} requests are running or waiting, as many as may (max_num_seqs "
-                f"{config.max_num_seqs} + max_waiting {config.max_waiting}): try again later"
-            )
         detokenizer = Detokenizer(self._tokenizer, prompt_token_ids, sampling.stop)
         stream = self._streams[request_id] = RequestStream(self, request, detokenizer)
         with self._wake:

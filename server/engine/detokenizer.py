@@ -4,12 +4,19 @@ Text is held back while it may still change: bytes of an unfinished character, a
 beginning of a stop string. So the deltas of a stream, joined, are the text of the whole answer.
 """
 
+import logging
 from collections.abc import Sequence
+from os.path import commonprefix
 
 from tokenizers import Tokenizer
 from tokenizers.decoders import DecodeStream
 
-_PROMPT_TAIL = 8  # tokens before the answer that decide whether its first word starts with a space
+logger = logging.getLogger(__name__)
+
+# Tokens before the answer that decide whether its first word starts with a space; more where the tail would
+# begin within a character, of which each byte may be a token.
+_PROMPT_TAIL, _LONGEST_TAIL = 8, 11
+_UNFINISHED = "\ufffd"  # what a part of a character decodes to
 
 
 class Detokenizer:
@@ -23,7 +30,7 @@ class Detokenizer:
 
     def __init__(self, tokenizer: Tokenizer, prompt_token_ids: Sequence[int], stop: Sequence[str]) -> None:
         self._tokenizer = tokenizer
-        self._stream = DecodeStream(list(prompt_token_ids[-_PROMPT_TAIL:]), skip_special_tokens=True)
+        self._stream, self._repeated = _begin(tokenizer, prompt_token_ids)
         self._pending: list[int] = []  # tokens that have given no text yet
         self._stop = tuple(stop)
         self._held = ""
@@ -32,10 +39,18 @@ class Detokenizer:
     def push(self, token_id: int) -> str:
         """Takes the next token; returns the text that is now certain. Sets `stopped` at a stop string."""
         self._pending.append(token_id)
-        text = self._stream.step(self._tokenizer, token_id)
+        try:
+            text = self._stream.step(self._tokenizer, token_id)
+        except Exception:  # tokenizers has no other; what was text has become half a character again
+            logger.debug(
+                "a token does not go on with what came before it: the text begins anew", exc_info=True
+            )
+            text = self._tokenizer.decode(self._pending, skip_special_tokens=True)
+            self._stream = DecodeStream([token_id], skip_special_tokens=True)
         if text is None:
             return ""
         self._pending.clear()
+        text, self._repeated = text[len(commonprefix([text, self._repeated])) :], ""
         return self._release(text)
 
     def flush(self) -> str:
@@ -57,6 +72,34 @@ class Detokenizer:
         held = max((_overlap(text, s) for s in self._stop), default=0)
         self._held = text[len(text) - held :]
         return text[: len(text) - held]
+
+
+def _begin(tokenizer: Tokenizer, prompt: Sequence[int]) -> tuple[DecodeStream, str]:
+    """A stream that goes on after `prompt`, and what its first text may begin with that is the prompt's.
+
+    A prompt may end inside a character, which the answer goes on with. The stream takes no such prefix, and
+    would give it back with the answer; but it takes what stands before, and the rest as if it were answered.
+    """
+    tail, whole = list[int](), 0
+    for length in range(_PROMPT_TAIL, _LONGEST_TAIL + 1):
+        longer = list(prompt[-length:])
+        found = _whole_tokens(tokenizer, longer)
+        if found == len(longer) or not whole:
+            tail, whole = longer, found
+        if found == len(longer):
+            break
+    stream = DecodeStream(tail[:whole], skip_special_tokens=True)
+    for token_id in tail[whole:]:
+        stream.step(tokenizer, token_id)
+    return stream, tokenizer.decode(tail[whole:], skip_special_tokens=True)
+
+
+def _whole_tokens(tokenizer: Tokenizer, tail: list[int]) -> int:
+    """How many of the first of `tail` end with a whole character."""
+    whole = len(tail)
+    while whole and tokenizer.decode(tail[:whole], skip_special_tokens=True).endswith(_UNFINISHED):
+        whole -= 1
+    return whole
 
 
 def _overlap(text: str, stop: str) -> int:

@@ -152,7 +152,8 @@ class Request:
     rng: random.Random = field(init=False)
 
     def __post_init__(self) -> None:
-        self.rng = random.Random(self.sampling.seed)
+        seed = self.sampling.seed
+        self.rng = random.Random(None if seed is None else seed % 2**64)  # by itself it drops the sign
         assert self.scoring is None or 1 <= self.scoring.start <= len(self.prompt_token_ids)
 
     @property

@@ -11,6 +11,7 @@ import torch
 
 from server.engine.request import Request, SamplingParams, TokenLogprobs
 
+_TINY = torch.finfo(torch.float32).tiny
 _FIRST_CANDIDATES = 128  # of a truncated distribution; doubled until they hold all that is kept
 
 
@@ -60,7 +61,8 @@ def _sample_randomly(logits: torch.Tensor, requests: Sequence[Request]) -> torch
     """One token a row, by inverting the cumulative distribution at a number the request's generator draws."""
     params = [request.sampling for request in requests]
     device = logits.device
-    temperature = torch.tensor([p.temperature for p in params], device=device)
+    # In float32 the smallest would be 0, which divides nothing.
+    temperature = torch.tensor([p.temperature for p in params], device=device).clamp_min(_TINY)
     draws = torch.tensor([r.rng.random() for r in requests], dtype=torch.float64, device=device)
     # The largest logit is taken off first: a small temperature must not overflow.
     probs = ((logits - logits.amax(-1, keepdim=True)) / temperature[:, None]).softmax(-1)
@@ -90,7 +92,7 @@ def _truncate(probs: torch.Tensor, params: Sequence[SamplingParams]) -> tuple[to
         The likeliest is always kept.
     """
     device, vocabulary = probs.device, probs.shape[1]
-    top_k = torch.tensor([p.top_k or vocabulary for p in params], device=device)[:, None]
+    top_k = torch.tensor([min(p.top_k or vocabulary, vocabulary) for p in params], device=device)[:, None]
     top_p = torch.tensor([p.top_p for p in params], device=device)[:, None]
     min_p = torch.tensor([p.min_p for p in params], device=device)[:, None]
     # Sorting a whole vocabulary costs more than all the rest; mostly a few candidates hold what is kept.

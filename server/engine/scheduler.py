@@ -259,9 +259,13 @@ class Scheduler:
             step.take(ScheduledRequest(request, num_tokens))
 
     def _admit(self, queue: _Queue, step: _Step) -> None:
-        """Lets those in that wait, in order, while there is room."""
-        while queue.waiting and step.num_tokens > 0:
-            request = queue.waiting[0]
+        """Lets those in that wait, in order, while there is room.
+
+        Rows that may be scored run out before all else does: who wants them waits, and holds up no one.
+        """
+        index = 0
+        while index < len(queue.waiting) and step.num_tokens > 0:
+            request = queue.waiting[index]
             cached = self._find_room(request, step)
             if cached is None:
                 break
@@ -269,8 +273,9 @@ class Scheduler:
             num_tokens = step.room_for(request)
             if num_tokens == 0:
                 request.num_computed_tokens = 0
-                break
-            queue.waiting.popleft()
+                index += 1
+                continue
+            del queue.waiting[index]
             self._pool.take(cached)
             request.block_table = cached
             if request.first_scheduled_time is None:

@@ -215,6 +215,9 @@ class Probing:
         except asyncio.CancelledError:
             run.state = "cancelled"
             raise
+        except Exception as error:
+            run.state, run.error = "failed", f"a fault of the server's own, see its log: {error!r}"
+            raise
 
     def _subjects(self) -> list[Subject]:
         return [Subject(v.name, v.sparsity, v.widths, v.delta_digest) for v in self._registry.in_service()]

@@ -26,9 +26,9 @@ OnShadowed = Callable[[str, ShadowOutcome, Agreement | None], None]
 
 @dataclass(frozen=True)
 class _Waiting:
-    """An answer, and the name of the pruned variant that gave it."""
+    """An answer, and the pruned variant that gave it."""
 
-    variant: str
+    variant: Variant
     recording: Recording
 
 
@@ -57,11 +57,11 @@ class ShadowScorer:
         self._waiting: deque[_Waiting] = deque()
         self._arrived = asyncio.Event()
         self._numbers = itertools.count()
-        self._found: dict[str, Agreement] = {}
+        self._found: dict[tuple[str, bytes], Agreement] = {}  # names are taken again, for other deltas
 
-    def agreement(self, variant: str) -> Agreement:
+    def agreement(self, variant: Variant) -> Agreement:
         """Of all the variant's answers that were scored since the start."""
-        return self._found.get(variant, Agreement())
+        return self._found.get((variant.name, variant.kv_key), Agreement())
 
     def recorded_logprobs(self, variant: Variant) -> int | None:
         if not variant.sparsity or self._dense() is None or self._rng.random() >= self._share:
@@ -69,11 +69,10 @@ class ShadowScorer:
         return RECORDED_LOGPROBS
 
     def take(self, stream: RequestStream) -> None:
-        name = stream.variant.name
         if len(self._waiting) >= MAX_WAITING:
-            self._on_shadowed(name, ShadowOutcome.DROPPED, None)
+            self._on_shadowed(stream.variant.name, ShadowOutcome.DROPPED, None)
             return
-        self._waiting.append(_Waiting(name, Recording.of(stream, MAX_SCORED_TOKENS)))
+        self._waiting.append(_Waiting(stream.variant, Recording.of(stream, MAX_SCORED_TOKENS)))
         self._arrived.set()
 
     async def run(self) -> None:
@@ -83,15 +82,16 @@ class ShadowScorer:
                 self._arrived.clear()
                 await self._arrived.wait()
             waiting = self._waiting.popleft()
-            found = await self._compare(waiting)
+            variant = waiting.variant
+            found = await self._compare(waiting.recording)
             outcome = ShadowOutcome.FAILED if found is None else ShadowOutcome.SCORED
             if found is not None:
-                self._found[waiting.variant] = self.agreement(waiting.variant) + found
-            self._on_shadowed(waiting.variant, outcome, found)
+                self._found[variant.name, variant.kv_key] = self.agreement(variant) + found
+            self._on_shadowed(variant.name, outcome, found)
 
-    async def _compare(self, waiting: _Waiting) -> Agreement | None:
+    async def _compare(self, recording: Recording) -> Agreement | None:
         """None where the dense variant cannot be asked."""
-        dense, recording = self._dense(), waiting.recording
+        dense = self._dense()
         if dense is None:
             return None
         try:

@@ -5,11 +5,13 @@ Knows the wire and the connection; what an answer looks like is server/answers.p
 
 import asyncio
 import json
+import logging
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import aclosing
 from typing import Any, TypeVar
 
 from fastapi.sse import EventSourceResponse, format_sse_event
+from starlette.concurrency import run_in_threadpool
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
@@ -19,6 +21,8 @@ from server.errors import RequestError, request_error
 from server.generation import Generation, Generations, Origin
 from server.middleware import VARIANT_HEADER, VARIANT_REASON_HEADER
 from server.policy import Decision
+
+logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -46,8 +50,14 @@ async def answer_whole(
 ) -> Response:
     """The whole answer as JSON. Raises ClientDisconnect as soon as nobody waits for it any more."""
     choices = await _unless_disconnected(request, generation.collect())
+
+    def content() -> str:
+        return answer.whole(choices, generation.usage()).model_dump_json()
+
+    # Log-probabilities of thousands of tokens take a second to write down, for which all streams would stop.
+    is_long = any(choice.logprobs or choice.prompt_logprobs for choice in choices)
     return Response(
-        answer.whole(choices, generation.usage()).model_dump_json(),
+        await run_in_threadpool(content) if is_long else content(),
         media_type="application/json",
         headers=_decision_headers(decision),
     )
@@ -72,7 +82,9 @@ def answer_stream(
                         yield _event(answer.part(index, delta))
             if include_usage:
                 yield _event(answer.closing(generation.usage()))
-        except (RequestError, EngineError) as error:
+        except Exception as error:
+            if not isinstance(error, RequestError | EngineError):
+                logger.exception("a stream ended by a fault of the server's own")
             told = request_error(error)
             generation.error_code = told.code
             on_error(told)

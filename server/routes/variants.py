@@ -34,7 +34,7 @@ def variants_router(
 def variant_object(status: VariantStatus, registry: VariantRegistry, shadow: ShadowScorer) -> dict[str, Any]:
     """A variant in full. `resident_bytes` is shared by all, `marginal_bytes` held for this one alone."""
     variant = status.variant
-    found = shadow.agreement(variant.name)
+    found = shadow.agreement(variant)
     return {
         "id": variant.name,
         "object": "variant",

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field, SecretStr
 from pydantic_settings import NoDecode
 
 DEFAULT_NUM_PROMPTS = 128
@@ -28,6 +28,19 @@ def named_once(values: tuple[str, ...]) -> tuple[str, ...]:
     return values
 
 
+def some_keys(value: object) -> object:
+    """Keys between commas; a text without any is a variable that was forgotten, and would open the server."""
+    if isinstance(value, str) and not value.strip(", "):
+        raise ValueError("there is no key in it: give one, or leave the setting out, which opens the server")
+    return split_commas(value)
+
+
+def a_key(value: SecretStr) -> SecretStr:
+    if not value.get_secret_value().strip():
+        raise ValueError("the key is empty: give one, or leave the setting out")
+    return value
+
+
 def a_port(value: object) -> object:
     if isinstance(value, str) and "://" in value:
         raise ValueError(
@@ -45,6 +58,7 @@ Sparsities = Annotated[
     Field(min_length=1),
     AfterValidator(sorted_once),
 ]
+Key = Annotated[SecretStr, AfterValidator(a_key)]
 Paths = Annotated[tuple[Path, ...], NoDecode, BeforeValidator(split_commas)]
 ScoreName = Literal[
     "taylor2",

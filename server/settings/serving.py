@@ -3,12 +3,12 @@
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field, SecretStr, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 from pydantic_settings import BaseSettings, NoDecode
 
 from server.engine.config import Kernels, Quantization
 from server.settings.common import RankingSettings
-from server.settings.fields import Paths, Share, Sparsities, Sparsity, a_port, split_commas
+from server.settings.fields import Key, Paths, Share, Sparsities, Sparsity, a_port, some_keys
 
 
 class VariantSettings(BaseSettings):
@@ -18,7 +18,9 @@ class VariantSettings(BaseSettings):
         (0.0, 0.1, 0.15, 0.2), description="shares of MLP neurons to leave out, one variant each"
     )
     deltas: Paths = Field(
-        (), description="files of `secateur compensate`: one corrected variant each, beside the plain ones"
+        (),
+        description="files of `secateur compensate` or `recover`: one corrected variant each, beside the "
+        "plain ones",
     )
     default_sparsity: Sparsity | None = Field(
         None, description="of requests that do not say; default: the smallest served"
@@ -101,10 +103,10 @@ class HttpSettings(BaseSettings):
     port: Annotated[int, BeforeValidator(a_port)] = Field(
         8000, ge=0, le=65535, description="port to listen on; 0 takes a free one"
     )
-    api_keys: Annotated[tuple[SecretStr, ...], NoDecode, BeforeValidator(split_commas)] = Field(
+    api_keys: Annotated[tuple[Key, ...], NoDecode, BeforeValidator(some_keys)] = Field(
         (), description="bearer keys for /v1 and /tokenize; none: open to all"
     )
-    admin_key: SecretStr | None = Field(None, description="bearer key for /admin; none: loopback peers alone")
+    admin_key: Key | None = Field(None, description="bearer key for /admin; none: loopback peers alone")
     console: bool = Field(True, description="the web page at /")
     traces: bool = Field(
         False, description="OpenTelemetry spans of requests; the OTEL_* variables say where they go"

@@ -249,6 +249,77 @@ def test_a_variant_that_comes_later_is_asked_all_of_a_finite_task():
     assert [world.prober.evidence(s.name).items for s in world.subjects] == [60, 60, 60]
 
 
+@pytest.mark.parametrize("at_once", [1, 8])
+def test_an_item_that_nobody_can_answer_stops_nothing(at_once):
+    """It is asked three times and left alone; all others are asked, and then again."""
+    world = World(task=NumbersTask(40), subjects=(DENSE, S10))
+    answer, bad = world.model.__call__, "item 7"
+
+    async def generate(prompt, *, variant, max_tokens):
+        if prompt == bad:
+            world.model.asked.append((prompt, variant))
+            raise GenerateError("it does not fit")
+        return await answer(prompt, variant=variant, max_tokens=max_tokens)
+
+    world.prober._generate = generate
+    for _ in range(60 // at_once):
+        world.run_now(items=at_once) if at_once > 1 else run_some(world)
+    evidence = world.prober.evidence("m:s10")
+    assert evidence.items == 39
+    assert evidence.repeats > 0
+    asked = Counter(prompt for prompt, variant in world.model.asked if variant == "m:s10")
+    assert asked[bad] == 3
+
+
+def run_some(world):
+    """A round of one item, be it answered or not."""
+    asyncio.run(world.prober._round(world.subjects, 1, lambda tokens: None))
+
+
+def test_what_answered_in_anothers_name_is_no_evidence():
+    """A variant that is replaced by another of its name while it is asked."""
+    new = Subject(S10.name, S10.sparsity, S10.widths, delta="new")
+    world = World(task=NumbersTask(40), subjects=(DENSE, S10, S20))
+    answer = world.model.__call__
+
+    async def generate(prompt, *, variant, max_tokens):
+        world.subjects[1] = new
+        return await answer(prompt, variant=variant, max_tokens=max_tokens)
+
+    world.prober._generate = generate
+    world.run_now(items=8)
+    assert world.prober.evidence(S20.name).items == 8
+    assert world.prober.evidence(S10.name) is None or world.prober.evidence(S10.name).items == 0
+    world.subjects[1] = S10
+    assert world.prober.evidence(S10.name).items == 0
+    world.subjects[1] = new
+    world.run_now(items=8)
+    assert world.prober.evidence(S10.name).items == 8
+
+
+def test_two_servers_that_share_a_file_learn_from_each_other(tmp_path):
+    """One finds a variant out; the other neither forgets that nor makes the file forget it."""
+    first, second = (
+        World(store=EvidenceStore(tmp_path / "evidence.sqlite"), subjects=(DENSE, S20)) for _ in range(2)
+    )
+    for world in (first, second):
+        world.run_now(items=20)
+    first.model.wrong = {"m:s20": 0.9}
+    first.run_now(items=200)
+    assert first.prober.evidence("m:s20").verdict is Verdict.DEGRADED
+    assert second.verdicts == []
+    second.run_now(items=1)
+    assert second.prober.evidence("m:s20").verdict is Verdict.DEGRADED
+    assert [(name, after) for name, _, after, _ in second.verdicts] == [("m:s20", Verdict.DEGRADED)]
+    for world in (first, second, first):
+        world.run_now(items=2)
+    again = World(store=EvidenceStore(tmp_path / "evidence.sqlite"), subjects=(DENSE, S20))
+    again.prober.load()
+    assert again.prober.evidence("m:s20").verdict is Verdict.DEGRADED
+    reference = again.prober.evidence("m:s0")
+    assert reference.items + reference.repeats == 20 + 20 + 200 + 1 + 6, "of both"
+
+
 def test_answers_that_do_not_end_are_counted_as_traps():
     world = World()
     world.model.finish_reason, world.model.wrong = "loop", {"m:s20": 1.0}

@@ -150,3 +150,15 @@ def test_solo_steps_are_the_decoding_steps_of_one_variant_alone(tiny: Tiny) -> N
     assert 0 < seconds <= samples["secateur_step_seconds_sum", frozenset()]
     steps = sum(value for (name, _), value in samples.items() if name == "secateur_solo_steps_total")
     assert steps == samples["secateur_solo_steps_total", alone]
+
+
+def test_a_request_that_is_refused_for_its_second_prompt_counts_nowhere(tiny: Tiny) -> None:
+    with running(tiny) as live, live.client() as client:
+        before = scrape(client)
+        refused = client.post(COMPLETIONS, json={"prompt": ["short", "x" * 2 * MAX_MODEL_LEN]})
+        after = scrape(client)
+    assert refused.status_code == 400
+    for name in ("secateur_requests_total", "secateur_prompt_tokens_total", "secateur_request_seconds_count"):
+        assert {s: v for s, v in after.items() if s[0] == name} == {
+            s: v for s, v in before.items() if s[0] == name
+        }

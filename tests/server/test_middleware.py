@@ -49,6 +49,12 @@ def test_keys_guard_the_api(path: str) -> None:
             call(app, path=path, headers=headers)
 
 
+def test_an_empty_key_opens_nothing() -> None:
+    for headers in ([], bearer(""), bearer(" ")):
+        with pytest.raises(AuthenticationError):
+            call(ApiKeyMiddleware(reading_app, [""]), path="/v1/models", headers=headers)
+
+
 @pytest.mark.parametrize("path", ["/health", "/metrics", "/v1models", "/tokenizer"])
 def test_other_paths_need_no_key(path: str) -> None:
     assert call(ApiKeyMiddleware(reading_app, ["one"]), path=path)

@@ -41,6 +41,19 @@ def serve_settings(*arguments: str) -> ServeSettings:
     return settings
 
 
+@pytest.mark.parametrize(
+    "given", [["--admin-key", ""], ["--admin-key", " "], ["--api-keys", ""], ["--api-keys", ","]], ids=str
+)
+def test_keys_that_are_none_are_refused(given: list[str], tmp_path: Path) -> None:
+    """As a variable that is not set leaves them: they would open the server to all."""
+    with pytest.raises(SettingsError, match=r"leave the setting out"):
+        serve_settings(*given)
+    file = tmp_path / "config.yaml"
+    file.write_text("api_keys: ['']")
+    with pytest.raises(SettingsError, match="the key is empty"):
+        serve_settings("--config", str(file))
+
+
 def test_each_source_wins_over_the_one_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "secateur.yaml"
     file.write_text("port: 1\nhost: from-file\nblock_size: 8\n")

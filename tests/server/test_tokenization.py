@@ -3,6 +3,9 @@
 import asyncio
 
 import pytest
+from tokenizers import Tokenizer, decoders
+from tokenizers.models import BPE
+from transformers import PreTrainedTokenizerFast
 
 from server.errors import InvalidValueError
 from server.tokenization import PromptTokenizer
@@ -42,6 +45,27 @@ def test_a_template_that_is_missing_or_refuses_says_so(template: str | None, tol
     plain.chat_template = template
     with pytest.raises(InvalidValueError, match=told):
         asyncio.run(PromptTokenizer(plain, vocab_size=300).encode_chat(MESSAGES))
+
+
+def test_text_whose_tokens_the_model_has_no_rows_for_is_refused() -> None:
+    """Tokenizers of fine-tuned models may have more tokens than the embedding."""
+    plain = byte_tokenizer()
+    tokenizer = PromptTokenizer(plain, vocab_size=plain.vocab_size)
+    plain.add_tokens("[PAD]", special_tokens=True)
+    with pytest.raises(InvalidValueError, match="there is no token"):
+        asyncio.run(tokenizer.encode("a [PAD]", "prompt"))
+
+
+def test_a_token_keeps_the_space_before_it() -> None:
+    """Of tokenizers that write it into the word and leave it out of a text's first."""
+    model = BPE(vocab={"a": 0, "\u2581": 1, "\u2581a": 2}, merges=[("\u2581", "a")])
+    plain = Tokenizer(model)
+    plain.decoder = decoders.Sequence(
+        [decoders.Replace("\u2581", " "), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    tokenizer = PromptTokenizer(PreTrainedTokenizerFast(tokenizer_object=plain), vocab_size=3)
+    assert [tokenizer.token_text(token_id) for token_id in (0, 2, 1)] == ["a", " a", " "]
+    assert tokenizer.token_bytes(2) == [32, 97]
 
 
 def test_part_of_a_character_has_no_bytes() -> None:

@@ -207,6 +207,15 @@ def test_what_cannot_start_is_no_verdict_on_the_code(sandbox: Sandbox) -> None:
             Sandbox(Backend("broken", "", command)).run("pass", timeout_seconds=SECONDS)
 
 
+def test_a_full_disk_is_no_verdict_on_the_code(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full() -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("eval.sandbox.sandbox.tempfile.TemporaryFile", full)
+    with pytest.raises(SandboxError, match=r"No space left on device.*make room in"):
+        sandbox.run("pass", timeout_seconds=SECONDS)
+
+
 def test_a_backend_that_leaks_is_found_out() -> None:
     with pytest.raises(SandboxError, match=r"(?s)failed: .*AssertionError"):
         check(Backend("leaky", "", unsandboxed().command))

@@ -166,6 +166,10 @@ def test_a_full_queue_refuses(run) -> None:
         streams = [running.submit(str(i), prompt(i, 10)) for i in range(5)]
         with pytest.raises(QueueFullError, match=r"5 requests .*max_num_seqs 2 \+ max_waiting 3"):
             running.submit("one more", prompt(9, 10))
+        streams.pop().abort()
+        with pytest.raises(QueueFullError, match="2 more are too many"):
+            running.engine.check([10, 10], 1)
+        running.engine.check([10], 1)
         await asyncio.gather(*map(collect, streams))
         await collect(running.submit("later", prompt(9, 10)))
 

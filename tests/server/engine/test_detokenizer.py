@@ -1,7 +1,10 @@
 """Deltas joined are the text, cut at the first stop string, whatever the tokens."""
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers import Tokenizer, decoders
+from tokenizers.models import BPE
 
 from server.engine.detokenizer import Detokenizer
 from tests.tiny import byte_tokenizer
@@ -9,8 +12,34 @@ from tests.tiny import byte_tokenizer
 TOKENIZER = byte_tokenizer()._tokenizer
 
 
-def deltas(token_ids: list[int], stop: tuple[str, ...] = ()) -> tuple[list[str], bool]:
-    detokenizer = Detokenizer(TOKENIZER, TOKENIZER.encode("prompt").ids, stop)
+def byte_fallback_tokenizer() -> Tokenizer:
+    """As Llama 2 and Mistral have it: words with a space before them, bytes for what is no word."""
+    words = ["\u2581world", "\u2581say", "x"]
+    vocab = {f"<0x{byte:02X}>": byte for byte in range(256)} | {word: 256 + n for n, word in enumerate(words)}
+    tokenizer = Tokenizer(BPE(vocab=vocab, merges=[], byte_fallback=True))
+    parts = [
+        decoders.Replace("\u2581", " "),
+        decoders.ByteFallback(),
+        decoders.Fuse(),
+        decoders.Strip(" ", 1, 0),
+    ]
+    tokenizer.decoder = decoders.Sequence(parts)
+    return tokenizer
+
+
+FALLBACK = byte_fallback_tokenizer()
+WORLD, SAY, X = 256, 257, 258
+
+
+def fallback_answer(prompt: list[int], answer: list[int]) -> str:
+    detokenizer = Detokenizer(FALLBACK, prompt, ())
+    return "".join([*(detokenizer.push(token_id) for token_id in answer), detokenizer.flush()])
+
+
+def deltas(
+    token_ids: list[int], stop: tuple[str, ...] = (), prompt: list[int] | None = None
+) -> tuple[list[str], bool]:
+    detokenizer = Detokenizer(TOKENIZER, TOKENIZER.encode("prompt").ids if prompt is None else prompt, stop)
     pieces = []
     for token_id in token_ids:
         pieces.append(detokenizer.push(token_id))
@@ -54,3 +83,33 @@ def test_text_that_may_begin_a_stop_string_waits() -> None:
 def test_special_tokens_are_no_text() -> None:
     end = TOKENIZER.token_to_id("<|im_end|>")
     assert "".join(deltas([*TOKENIZER.encode("hi").ids, end])[0]) == "hi"
+
+
+@given(st.text(max_size=12), st.text(min_size=1, max_size=12), st.integers(0, 3))
+def test_a_prompt_that_ends_inside_a_character_is_not_said_again(prompt: str, answer: str, cut: int) -> None:
+    """The character that the answer completes is the answer's, and all before it the prompt's alone."""
+    before, after = TOKENIZER.encode(prompt).ids, TOKENIZER.encode(answer).ids
+    cut = min(cut, len(answer[0].encode()) - 1)
+    pieces, _ = deltas(after[cut:], prompt=before + after[:cut])
+    assert "".join(pieces) == answer
+
+
+@pytest.mark.parametrize("prompt", ["what is \ufffd", "\ufffd" * 5])
+def test_replacement_characters_at_a_prompts_end_are_not_said_again(prompt: str) -> None:
+    assert "".join(deltas(TOKENIZER.encode(" it?").ids, prompt=TOKENIZER.encode(prompt).ids)[0]) == " it?"
+
+
+@pytest.mark.parametrize("length", [1, 2, 3, 4])
+def test_a_prompt_of_bytes_is_not_said_again(length: int) -> None:
+    """However many of them the tail begins with."""
+    prompt = list(("\u597d" * length).encode())
+    assert fallback_answer([SAY, *prompt], [WORLD, X]) == " worldx"
+    assert fallback_answer([SAY, *prompt], [*"\u4f60\u597d".encode(), X]) == "\u4f60\u597dx"
+    assert fallback_answer([SAY, *prompt[:-1]], [*prompt[-1:], X]) == "\u597dx"
+
+
+def test_bytes_that_become_half_a_character_do_not_end_an_answer() -> None:
+    """The decoder takes back what it said of a run of bytes as soon as one of them fits nothing."""
+    answer = fallback_answer([SAY], [*"\u00e9".encode(), 0xE4, WORLD, X])
+    assert answer.startswith("\u00e9")
+    assert answer.endswith(" worldx")

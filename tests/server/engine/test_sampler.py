@@ -84,6 +84,19 @@ def test_a_tiny_temperature_does_not_overflow() -> None:
     assert sample(logits, [request(temperature=1e-6, seed=0)])[0].token_id == 1
 
 
+def test_extreme_numbers_are_no_others_business() -> None:
+    """A temperature that is 0 in float32, and a top_k that no tensor can hold."""
+    logits = torch.tensor([[0.0, 3.0, 3.0, 1.0]])
+    assert sample(logits.clone(), [request(temperature=1e-300, seed=0)])[0].token_id in (1, 2)
+    assert frequencies(logits, 50, top_k=2**70).sum() == 1
+    assert frequencies(logits, 50, top_k=2**70, top_p=0.5)[0] == 0
+
+
+def test_seeds_of_either_sign_differ() -> None:
+    draws = [[request(seed=seed).rng.random() for _ in range(3)] for seed in (1, -1)]
+    assert draws[0] != draws[1]
+
+
 def test_repetition_penalty_is_that_of_transformers() -> None:
     logits = torch.randn(1, 20, generator=torch.Generator().manual_seed(2))
     seen = torch.tensor([[3, 4, 4, 7]])

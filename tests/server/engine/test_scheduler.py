@@ -339,6 +339,16 @@ def test_scored_rows_are_computed_and_only_those(small_limits: None) -> None:
     assert chunks == [(12, 6, range(13, 18)), (18, 6, range(18, 23))]
 
 
+def test_who_waits_for_scored_rows_holds_up_no_one(small_limits: None) -> None:
+    scheduler, _ = scheduler_and_pool(num_blocks=40)
+    for name in ("a", "b", "c"):
+        scheduler.add(request(name, 12, max_tokens=0, start=1))
+    scheduler.add(request("user", 4))
+    first = [item.request.request_id for item in scheduler.schedule().scheduled]
+    assert first == ["a", "user"]
+    assert [waiting.request_id for waiting in scheduler.waiting] == ["b", "c"], "in their order"
+
+
 def test_scores_survive_a_preemption(small_limits: None) -> None:
     scheduler, _ = scheduler_and_pool(max_num_seqs=1)
     scoring = request("scoring", 12, max_tokens=1, priority=BACKGROUND, start=1)

@@ -26,8 +26,8 @@ inline std::vector<int> cut_blocks(int threads, const RowTiles& tiles) {
     }
     cost[block + 1] = cost[block] + std::max(reached, kFetchCost);
   }
-  std::vector<int> begins(threads + 1);
-  for (int thread = 0; thread <= threads; ++thread)
+  std::vector<int> begins(threads + 1, blocks);  // the last by itself: its quotient may be rounded up
+  for (int thread = 0; thread < threads; ++thread)
     begins[thread] = static_cast<int>(
         std::lower_bound(cost.begin(), cost.end(), cost[blocks] * thread / threads) - cost.begin());
   return begins;
