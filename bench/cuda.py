@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from bench.costs import Geometry
 from bench.environment import provenance
 from bench.limits import Limits
 from pruning.checkpoint import Checkpoint, default_cache_dir, open_checkpoint
@@ -165,9 +166,7 @@ def main() -> None:
         rows.append({**dataclasses.asdict(case), "seconds": seconds, "limit_seconds": needed})
     for tokens in (1024, 3500):
         seconds = {kind: bench.prompt(engine, tokens) for kind, engine in bench.engines.items()}
-        [engine, *_] = bench.engines.values()
-        flops = 2 * (engine.parameters(bench.widths(0))) * tokens
-        needed = flops / machine["flops_per_second"]
+        needed = Geometry.read(Path(args.model)).prefill(tokens).num_flops / machine["flops_per_second"]
         rows.append(
             {
                 "name": f"prompt of {tokens:,} tokens",

@@ -1,5 +1,7 @@
 """What a model answered, and prompts as it is given them. Knows chat templates; not who asks what for."""
 
+import hashlib
+import json
 from dataclasses import dataclass
 from typing import cast
 
@@ -28,6 +30,11 @@ class Answers:
 
     token_ids: list[list[int]]
     unfinished: int
+
+    @property
+    def digest(self) -> str:
+        """Hexadecimal SHA-256 of the tokens."""
+        return hashlib.sha256(json.dumps(self.token_ids).encode()).hexdigest()
 
 
 def prompt_token_ids(tokenizer: PreTrainedTokenizerBase, prompt: str) -> list[int]:

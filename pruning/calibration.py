@@ -87,6 +87,8 @@ def build_profile(
         ProfileError: no prompts, prompts that do not fit the context, or activations that are not finite.
         MemoryBoundError: more memory is needed at the least than allowed.
     """
+    if not data.distractor:
+        raise ProfileError("there are no distractor prompts: a profile needs at least one")
     calibration = start_calibration(
         checkpoint,
         task_name,
@@ -107,6 +109,7 @@ class Calibration:
         targets: prompts with the whole model's own answers.
         distractors: prompts alone.
         max_memory_bytes: as in `build_profile`.
+        held_bytes: part of it that is taken already, beside the model.
     """
 
     model: "PreTrainedModel"
@@ -115,6 +118,7 @@ class Calibration:
     distractors: tuple[TokenSequence, ...]
     provenance: Provenance
     max_memory_bytes: int | None = None
+    held_bytes: int = 0
 
     def measure(self, *, progress: bool, description: str = "activations") -> SelectivityProfile:
         """The model as it is now: target sequences forward and back, distractors forward.
@@ -161,12 +165,17 @@ class Calibration:
         num_layers, num_neurons = self.architecture.num_layers, self.architecture.intermediate_size
         if self.max_memory_bytes is None:
             return num_layers
-        groups = in_batches(self.targets, MEASURED_TOKENS, MEASURED_ROWS)
+        groups = [
+            group
+            for sequences in (self.targets, self.distractors)
+            for group in in_batches(sequences, MEASURED_TOKENS, MEASURED_ROWS)
+        ]
         largest = pad_batch(max(groups, key=lambda group: len(group) * len(group[0].fed)), self.model.device)
         streams = num_layers * self.architecture.hidden_size * self.model.dtype.itemsize
         of_a_layer = layer_bytes(self.model, largest)
         parts = {
             "the model": weight_bytes(self.model),
+            **({"what is held beside it": self.held_bytes} if self.held_bytes else {}),
             "the sums": SUMS * num_layers * num_neurons * FLOAT64_BYTES,
             "a batch's residual streams": largest.input_ids.numel() * streams,
             "its activations in one layer": of_a_layer,
@@ -192,11 +201,8 @@ def start_calibration(
     Raises:
         ModelError, ProfileError: as `build_profile`.
     """
-    if not data.target or not data.distractor:
-        raise ProfileError(
-            f"there are {len(data.target)} target and {len(data.distractor)} distractor prompts; "
-            f"a profile needs at least one of each"
-        )
+    if not data.target:
+        raise ProfileError("there are no target prompts: neurons are measured on at least one")
     fingerprint = checkpoint.fingerprint  # first: it finds damaged files, and names them
     tokenizer = checkpoint.tokenizer()
     targets = [prompt_token_ids(tokenizer, prompt) for prompt in data.target]
@@ -267,7 +273,7 @@ def _batches(sequences: Sequence[TokenSequence], device: torch.device) -> Iterat
 
 def check_lengths(checkpoint: Checkpoint, prompts: Sequence[Sequence[int]], new_tokens: int) -> None:
     context = checkpoint.config.max_position_embeddings
-    longest = max(len(prompt) for prompt in prompts)
+    longest = max((len(prompt) for prompt in prompts), default=0)
     if not all(prompts):
         raise ProfileError("a calibration prompt has no tokens; leave empty prompts out")
     if longest + new_tokens > context:

@@ -109,6 +109,7 @@ def compensate(
             "seed": data.seed,
             "pull": PULL,
             "data": data.fingerprint,
+            "answers": answers.digest,
         },
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
     )

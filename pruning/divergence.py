@@ -64,6 +64,11 @@ class DenseReference:
             for group in tqdm(self._groups, desc="dense", unit="batch", disable=not progress)
         ]  # of each group [answer tokens, hidden], sequence after sequence
 
+    @property
+    def held_bytes(self) -> int:
+        """Of the head's inputs, which are kept on the CPU, where the model is there as well."""
+        return sum(hidden.nbytes for hidden in self._hidden) if self._model.device.type == "cpu" else 0
+
     def divergence(self, *, progress: bool, description: str = "pruned") -> list[AnswerDivergence]:
         """The model as it is now, e.g. while neurons are masked; one entry a sequence, in their order."""
         found: dict[int, AnswerDivergence] = {}

@@ -114,12 +114,19 @@ class SelectivityProfile:
         return digest.hexdigest()
 
     def check(
-        self, *, model: str, tokenizer: str, data: str | None = None, source: str | None = None
+        self,
+        *,
+        model: str,
+        tokenizer: str,
+        data: str | None = None,
+        dtype: str | None = None,
+        source: str | None = None,
     ) -> None:
         """Raises StaleProfileError unless the profile was measured on what is in use.
 
         Args:
             model, tokenizer, data: fingerprints in use; None for `data` where the prompts are not at hand.
+            dtype: that was asked for; None: any.
             source: what the model was opened by, for the command in the message.
         """
         measured = self.provenance
@@ -129,6 +136,7 @@ class SelectivityProfile:
                 ("model's digest", model, measured.model),
                 ("tokenizer's digest", tokenizer, measured.tokenizer),
                 ("calibration data's digest", data, measured.data),
+                ("dtype", dtype, measured.dtype),
             )
             if used is not None and used != was
         ]
@@ -193,7 +201,10 @@ def load(path: Path) -> SelectivityProfile:
 
 
 def _rebuild(model: str, task: str) -> str:
-    return f"secateur profile --model {model} --task {task} --force"
+    return (
+        f"secateur profile --model {model} --task {task} --force (and the --prompts and --distractors that "
+        "it was measured with, if any)"
+    )
 
 
 def _counts(profile: SelectivityProfile) -> dict[str, int]:

@@ -142,6 +142,7 @@ def rank_in_steps(
     dense = None
     if steps.reweigh:
         dense = DenseReference(calibration.model, calibration.targets, (), progress=progress)
+        calibration = replace(calibration, held_bytes=dense.held_bytes)
     for number in range(so_far.done, len(measured_at)):
         num_kept = steps.num_kept(measured_at[number], *shape)
         name = f"step {number + 1} of {len(measured_at)}"

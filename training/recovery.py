@@ -5,9 +5,10 @@ interrupted. Knows nothing of how the page looks (recovery_report.py).
 """
 
 import argparse
+import hashlib
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from server.cli import parse_arguments
 from server.commands.compensating import fit_delta
 from server.commands.evaluating import evaluate
 from server.commands.recovering import delta_files, recover_variants, report_file
+from server.loading.profiles import open_model
 from server.settings import CommandSettings, CompensateSettings, EvalSettings, RecoverSettings
 from training.recovery_report import ALONE, COMPENSATED, RESULTS_FILE, TOGETHER, write_report
 
@@ -72,11 +74,23 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    results = measure(Options(arguments.prompts, arguments.epochs, arguments.items, arguments.work))
+    options = Options(arguments.prompts, arguments.epochs, arguments.items, arguments.work)
+    results = measure(replace(options, work=options.work / _digest(options)))
     arguments.out.mkdir(parents=True, exist_ok=True)
     content = json.dumps(results, indent=1) + "\n"
     write_atomically(arguments.out / RESULTS_FILE, content.encode())
     print(write_report(results, arguments.out))
+
+
+def _digest(options: Options) -> str:
+    """Of all that deltas and answers depend on: what was found with other settings is not found again."""
+    settings = _settings("eval")
+    assert isinstance(settings, EvalSettings)
+    known = [
+        *(open_model(settings).fingerprint, settings.score, SPARSITIES, SEEDS),
+        *(options.prompts, options.epochs, options.items, LEARNING_RATE, _defaults()),
+    ]
+    return hashlib.sha256(json.dumps(known).encode()).hexdigest()[:8]
 
 
 def measure(options: Options) -> dict[str, Any]:

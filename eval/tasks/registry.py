@@ -92,10 +92,19 @@ def _own_kind(name: str) -> TaskKind:
 
 
 def _own_calibration(name: str, options: TaskOptions) -> CalibrationSource:
-    if options.distractors_path is None:
-        raise TaskError(f"the task {name} wants --distractors, a JSON lines file of prompts foreign to it")
     items = jsonl_prompts(name, _own_path(options), options.prompt_field)
-    return ItemBank(name, jsonl.MAX_NEW_TOKENS, items, options.distractors_path)
+    return _OwnItems(name, jsonl.MAX_NEW_TOKENS, items, options.distractors_path)
+
+
+class _OwnItems(ItemBank):
+    """Only who made the task knows what is foreign to it."""
+
+    def distractors(self, count: int, seed: int) -> list[str]:
+        if self._distractors_path is None:
+            raise TaskError(
+                f"the task {self.name} wants --distractors, a JSON lines file of prompts foreign to it"
+            )
+        return super().distractors(count, seed)
 
 
 def _own_task(name: str, options: TaskOptions) -> Task:

@@ -71,7 +71,9 @@ class Processes:
 
     def wait(self) -> None:
         """Until all have come here. Raises DeltaError as `add_up`."""
-        self.add_up([torch.zeros(1, device=self.device)])
+        here = torch.zeros(1, device=self.device)
+        self.add_up([here])
+        here.item()  # on CUDA the sum has only been ordered until somebody looks at it
 
     @contextmanager
     def first_ahead(self) -> Iterator[None]:

@@ -124,7 +124,7 @@ def _measure(
     tokenizer = checkpoint.tokenizer()
     prompts = [prompt_token_ids(tokenizer, item.prompt) for item in items]
     device, dtype = measuring_on(settings, checkpoint)
-    identity = [checkpoint.fingerprint, str(dtype), device.type]
+    identity = [checkpoint.fingerprint, str(dtype), device.type, sorted(checkpoint.eos_token_ids)]
 
     @cache  # as is `reference`: only where there is something to measure
     def network() -> "PreTrainedModel":

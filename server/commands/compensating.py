@@ -31,7 +31,7 @@ def fit_delta(settings: CompensateSettings) -> tuple[Path, Delta]:
     source = open_calibration(settings.task, settings.task_options())
     checkpoint = open_model(settings)
     known = ranked(settings, checkpoint)
-    data = calibration_data(source, settings.num_prompts, settings.seed)
+    data = calibration_data(source, settings.num_prompts, settings.seed, with_distractors=False)
     device, dtype = measuring_on(settings, checkpoint)
     bound = memory_bound(settings.max_memory, device)
     work = out.with_name(f"{out.name}.work")

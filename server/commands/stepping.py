@@ -1,7 +1,6 @@
 """The composition root of `secateur rank`: settings in, a ranking on disk that goes on where it was."""
 
 import logging
-from dataclasses import replace
 from pathlib import Path
 
 from eval.tasks.registry import open_calibration
@@ -42,10 +41,15 @@ def make_ranking(settings: RankSettings) -> SavedRanking:
     )
     source = open_calibration(settings.task, settings.task_options())
     checkpoint = open_model(settings)
-    data = calibration_data(source, settings.num_prompts, settings.seed)
+    data = calibration_data(
+        source, settings.num_prompts, settings.seed, with_distractors=score.uses_distractors
+    )
     device, dtype = measuring_on(settings, checkpoint)
+    bound = memory_bound(settings.max_memory, device)
+    answers = measured_answers(settings, checkpoint, data.target, data.max_new_tokens, bound)
     key = steps_key(
-        checkpoint.fingerprint, checkpoint.tokenizer_fingerprint, data.fingerprint, score.name, steps, dtype
+        *(checkpoint.fingerprint, checkpoint.tokenizer_fingerprint, data.fingerprint, answers.digest),
+        *(score.name, steps, dtype),
     )
     partial = settings.out.with_name(f"{settings.out.name}.steps")
     if settings.force:
@@ -53,18 +57,15 @@ def make_ranking(settings: RankSettings) -> SavedRanking:
     start = load_steps(partial, key)
     if start is not None:
         logger.info("going on after %d of %d steps", start.done, len(steps.measured_at))
-    bound = memory_bound(settings.max_memory, device)
     calibration = start_calibration(
         checkpoint,
         settings.task,
         data,
-        measured_answers(settings, checkpoint, data.target, data.max_new_tokens, bound),
+        answers,
         device=device,
         dtype=dtype,
         max_memory_bytes=bound,
     )
-    if not score.uses_distractors:
-        calibration = replace(calibration, distractors=())
     saved = rank_in_steps(
         calibration, score, steps, start=start, on_step=lambda done: _keep(done, partial, key), progress=True
     )

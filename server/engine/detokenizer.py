@@ -6,7 +6,7 @@ beginning of a stop string. So the deltas of a stream, joined, are the text of t
 
 import logging
 from collections.abc import Sequence
-from os.path import commonprefix
+from itertools import takewhile
 
 from tokenizers import Tokenizer
 from tokenizers.decoders import DecodeStream
@@ -50,7 +50,8 @@ class Detokenizer:
         if text is None:
             return ""
         self._pending.clear()
-        text, self._repeated = text[len(commonprefix([text, self._repeated])) :], ""
+        pairs = zip(text, self._repeated, strict=False)
+        text, self._repeated = text[sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs)) :], ""
         return self._release(text)
 
     def flush(self) -> str:

@@ -125,6 +125,7 @@ class LocalSubject:
         return {
             "model": self.checkpoint.fingerprint,
             "tokenizer": self.checkpoint.tokenizer_fingerprint,
+            "ends": sorted(self.checkpoint.eos_token_ids),
             "ranking": None if is_dense else self.ranking.digest,
             "widths": list(widths),
             "dtype": self.config.precision,

@@ -62,7 +62,8 @@ def dense_answers(
     tokenizer = checkpoint.tokenizer()
     asked = [prompt_token_ids(tokenizer, prompt) for prompt in prompts]
     check_lengths(checkpoint, asked, max_new_tokens)
-    key = json.dumps([checkpoint.fingerprint, str(dtype), max_new_tokens])
+    ends = sorted(checkpoint.eos_token_ids)  # may be set right without a change of anything else
+    key = json.dumps([checkpoint.fingerprint, str(dtype), max_new_tokens, ends])
     name = f"{checkpoint.name}-{hashlib.sha256(key.encode()).hexdigest()[:16]}.jsonl"
     known = AnswerFile(cache_dir / "answers" / name)
     missing = [list(prompt) for prompt in dict.fromkeys(map(tuple, asked)) if prompt not in known]

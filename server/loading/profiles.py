@@ -90,6 +90,7 @@ def measure_profile(settings: ProfileSettings) -> tuple[Path, SelectivityProfile
             model=checkpoint.fingerprint,
             tokenizer=checkpoint.tokenizer_fingerprint,
             data=data.fingerprint,
+            dtype=None if settings.dtype == "auto" else settings.dtype,
             source=settings.model,
         )
         logger.info("%s is up to date; --force measures again", path)
@@ -104,11 +105,13 @@ def profile_summary(path: Path, profile: SelectivityProfile) -> str:
     return f"{path}\n  {profile.provenance.model_name}, {profile.provenance.task}, {profile.digest}"
 
 
-def calibration_data(source: CalibrationSource, num_prompts: int, seed: int) -> CalibrationData:
-    """`num_prompts` prompts of the task and as many foreign ones."""
+def calibration_data(
+    source: CalibrationSource, num_prompts: int, seed: int, *, with_distractors: bool = True
+) -> CalibrationData:
+    """`num_prompts` prompts of the task and, if wanted, as many foreign ones."""
     return CalibrationData(
         target=tuple(item.prompt for item in source.calibration(num_prompts, seed)),
-        distractor=tuple(source.distractors(num_prompts, seed)),
+        distractor=tuple(source.distractors(num_prompts, seed)) if with_distractors else (),
         seed=seed,
         max_new_tokens=source.max_new_tokens,
     )

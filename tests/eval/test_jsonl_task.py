@@ -171,6 +171,6 @@ def test_what_is_missing_is_told(options: TaskOptions) -> None:
     with pytest.raises(TaskError, match="--answer-field"):
         open_task("notes", replace(options, answer_field=None))
     with pytest.raises(TaskError, match="--distractors"):
-        open_calibration("notes", replace(options, distractors_path=None))
+        open_calibration("notes", replace(options, distractors_path=None)).distractors(1, 0)
     with pytest.raises(TaskError, match=r"'poetry', only arithmetic.*--prompts"):
         open_task("poetry", TaskOptions())

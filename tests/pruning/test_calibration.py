@@ -128,7 +128,7 @@ def test_the_data_fingerprint_covers_everything(changes: dict[str, Any]) -> None
 
 @pytest.mark.parametrize("side", ["target", "distractor"])
 def test_no_prompts_are_no_profile(checkpoint: Checkpoint, side: str) -> None:
-    with pytest.raises(ProfileError, match="at least one of each"):
+    with pytest.raises(ProfileError, match=f"there are no {side} prompts"):
         build(checkpoint, dataclasses.replace(DATA, **{side: ()}))
 
 

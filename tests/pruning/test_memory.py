@@ -91,6 +91,14 @@ def least_bound(unbounded: Calibration) -> int:
     return works
 
 
+def test_what_is_held_beside_and_long_foreign_prompts_count(checkpoint: Checkpoint) -> None:
+    unbounded = started(checkpoint, None)
+    least = least_bound(unbounded)
+    assert least_bound(dataclasses.replace(unbounded, held_bytes=10_000)) == least + 10_000
+    long = (TokenSequence(tuple(range(200))),)
+    assert least_bound(dataclasses.replace(unbounded, distractors=long)) > 1.1 * least
+
+
 def test_the_bound_is_kept(checkpoint: Checkpoint) -> None:
     with pytest.raises(MemoryBoundError, match=r"measuring the neurons takes at least 0\.\d+ GiB: the model"):
         started(checkpoint, 1_500_000).measure(progress=False)

@@ -1,10 +1,12 @@
 """The page of the study of recovery is what its results say."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from training.recovery import Options, _digest
 from training.recovery_report import ALONE, PLOT_FILE, REPORT_FILE, RESULTS_FILE, write_report
 
 STUDY = Path(__file__).parents[2] / "docs" / "recovery" / "math-mini"
@@ -19,6 +21,13 @@ def test_the_page_and_the_plot_are_those_of_the_results(results: dict, tmp_path:
     write_report(results, tmp_path)
     for name in (REPORT_FILE, PLOT_FILE):
         assert (tmp_path / name).read_bytes() == (STUDY / name).read_bytes(), name
+
+
+def test_what_other_settings_found_is_not_taken_for_theirs(tmp_path: Path) -> None:
+    options = Options(prompts=192, epochs=1, items=300, work=tmp_path)
+    others = [replace(options, prompts=64), replace(options, epochs=2), replace(options, items=1_000)]
+    assert len({_digest(each) for each in (options, *others)}) == 4
+    assert _digest(replace(options, work=tmp_path / "other")) == _digest(options)
 
 
 def test_counts_are_those_of_the_outcomes(results: dict) -> None:

@@ -46,6 +46,19 @@ def test_the_delta_is_told_and_nothing_else_is_left(
     assert "is there already" in capsys.readouterr().err
 
 
+def test_no_foreign_prompts_are_needed(arguments: list[str], delta: Path, tmp_path: Path) -> None:
+    """But to make a profile, which is there."""
+    place = arguments.index("--distractors")
+    own = arguments[:place] + arguments[place + 2 :]
+    fit = ["--sparsity", "0.35", "--rank", "3", "--num-prompts", "10", "--out", str(tmp_path / "d")]
+    assert main(["compensate", *own, *fit]) == 0
+    assert (
+        load_delta(tmp_path / "d").layers[1]["down_proj"].a.equal(load_delta(delta).layers[1]["down_proj"].a)
+    )
+    ranking = ["--num-prompts", "6", "--step", "0.2", "--max-sparsity", "0.4", "--out", str(tmp_path / "r")]
+    assert main(["rank", *own, *ranking]) == 0
+
+
 def test_a_delta_is_merged_into_an_export(arguments: list[str], delta: Path, tmp_path: Path) -> None:
     for name, extra in (("plain", []), ("merged", ["--delta", str(delta)])):
         given = [*arguments[:6], "--sparsity", "0.35", "--out", str(tmp_path / name), *extra]

@@ -56,6 +56,17 @@ def test_an_answer_ends_with_its_end_of_sequence_token(checkpoint: Checkpoint, t
     assert ended.unfinished < len(PROMPTS)
 
 
+def test_a_corrected_end_of_sequence_token_is_asked_anew(tmp_path: Path) -> None:
+    """Nothing else about the model has changed, not even its fingerprints."""
+    path = tiny_checkpoint(tmp_path / "tiny", "qwen2")
+    wrong = open_checkpoint(str(path), path)
+    plain = ask(wrong, tmp_path)
+    (path / "generation_config.json").write_text(json.dumps({"eos_token_id": plain.token_ids[0][3]}))
+    corrected = open_checkpoint(str(path), path)
+    assert corrected.fingerprint == wrong.fingerprint
+    assert ask(corrected, tmp_path).unfinished < plain.unfinished == len(PROMPTS)
+
+
 def test_what_was_answered_is_not_asked_again(
     checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
