@@ -97,7 +97,7 @@ def alone(w1, w2):
     return {
         "geometry": geometry,
         "variants": {"0.5": 0.5},
-        "memory": {"weight_bytes": 100, "kv_bytes": 100, "peak_bytes": 240},
+        "memory": {"weight_bytes": 100, "kv_bytes": 100, "peak_bytes_when_ready": 140, "peak_bytes": 150},
         "ready_seconds": {"ready_seconds": {"median": 4.0}},
         "adding": {"seconds": {"max": 0.04}, "weight_bytes": 0},
         "limits": [{"bytes_per_second": 1e9, "flops_per_second": 1e9}],
