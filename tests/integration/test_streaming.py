@@ -6,6 +6,8 @@ from typing import Any
 import httpx
 import pytest
 
+from server.engine.detokenizer import Detokenizer
+from tests.integration.live import Tiny, running
 from tests.integration.sse import chunks, events
 
 COMPLETIONS, CHAT = "/v1/completions", "/v1/chat/completions"
@@ -149,3 +151,19 @@ def test_choices_with_a_seed_differ_and_repeat(client: httpx.Client) -> None:
     texts = [[c["text"] for c in client.post(COMPLETIONS, json=body).json()["choices"]] for _ in range(2)]
     assert texts[0] == texts[1]
     assert len(set(texts[0])) == 3
+
+
+def test_a_fault_of_our_own_is_the_last_event(
+    tiny: Tiny, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Not a connection that breaks off without a word."""
+    with running(tiny) as live, live.client() as client:
+        monkeypatch.setattr(Detokenizer, "push", lambda *_: 1 / 0)
+        with client.stream("POST", COMPLETIONS, json={"prompt": "abc", "stream": True}) as response:
+            lines = [line for line in response.iter_lines() if line]
+        monkeypatch.undo()
+        assert client.post(COMPLETIONS, json={"prompt": "abc", "max_tokens": 2}).status_code == 200
+    told = json.loads(lines[-1].removeprefix("data: "))["error"]
+    assert told["code"] == "internal_error"
+    assert "division" not in lines[-1]
+    assert "a stream ended by a fault of the server's own" in caplog.text
