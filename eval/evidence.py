@@ -37,7 +37,8 @@ class EvidenceKey:
     Attributes:
         model: the checkpoint's fingerprint.
         ranking: the ranking's digest.
-        computation: dtype, kernels and whatever else decides between two tokens that are nearly as likely.
+        computation: dtype, kernels and whatever else decides between two tokens that are nearly as likely or
+            ends an answer; and by what criterion the verdict is reached.
         task: the task's digest.
         widths: the variant's neurons per layer.
         reference_widths: those of the variant that it is compared with; the same for the reference itself.
@@ -135,20 +136,29 @@ class EvidenceStore:
 
         return self._read(key, read_all, Record())
 
-    def changed(self, keys: Sequence[EvidenceKey]) -> list[EvidenceKey]:
-        """Those that another process has written to since they were read or written here last."""
+    def news(self, key: EvidenceKey) -> Sequence[Outcome] | None:
+        """What other processes have added to `key` since it was read or written here last, oldest first.
 
-        def is_changed(connection: sqlite3.Connection, key: EvidenceKey) -> bool:
-            found = _state(connection, key)  # one that is gone was forgotten for newer ones, not changed
-            return found is not None and found != self._known.get(key.digest)
+        None where they have changed more than that, so that it has to be read again as a whole.
+        """
 
-        return [key for key in keys if self._read(key, is_changed, False)]
+        def added(connection: sqlite3.Connection, key: EvidenceKey) -> Sequence[Outcome] | None:
+            known, found = self._known.get(key.digest), _state(connection, key)
+            if found is None or found == known:  # one that is gone was forgotten for newer ones
+                return ()
+            if known is None or known[0] != found[0] or not _is_there(connection, known[1]):
+                return None
+            self._known[key.digest] = found
+            return _outcomes(connection, key, after=known[1])
+
+        nothing: Sequence[Outcome] | None = ()
+        return self._read(key, added, nothing)
 
     def append(self, entries: Sequence[Entry]) -> None:
         """Keeps all of `entries`, or none where that fails.
 
         Where another process has written to a key since, outcomes and changes are added to its own; what they
-        amount to together is for whoever reads them all (`changed`), and nothing is deleted until then.
+        amount to together is for whoever asks for the `news`, and nothing is deleted until then.
         """
         known = dict(self._known)
 
@@ -247,18 +257,27 @@ def _read(connection: sqlite3.Connection, key: EvidenceKey) -> Record:
     if row is None:
         return Record()
     subject, base = row
-    outcomes = connection.execute(
-        "SELECT item, at, correct, reference_correct, trap FROM outcome WHERE subject = ? ORDER BY id",
-        (subject,),
-    ).fetchall()  # a cursor that is left in the middle would keep the file locked
     changes = connection.execute(
         "SELECT at, before, after, evidence FROM change WHERE subject = ? ORDER BY id", (subject,)
     ).fetchall()
     return Record(
         Verdict(base),
-        tuple(Outcome(item, float(at), bool(c), bool(r), Trap(trap)) for item, at, c, r, trap in outcomes),
+        _outcomes(connection, key, after=0),
         tuple(VerdictChange(at, Verdict(b), Verdict(a), _from_json(e)) for at, b, a, e in changes),
     )
+
+
+def _outcomes(connection: sqlite3.Connection, key: EvidenceKey, *, after: int) -> tuple[Outcome, ...]:
+    rows = connection.execute(
+        "SELECT item, at, correct, reference_correct, trap FROM outcome JOIN subject ON subject = subject.id "
+        "WHERE digest = ? AND outcome.id > ? ORDER BY outcome.id",
+        (key.digest, after),
+    ).fetchall()  # a cursor that is left in the middle would keep the file locked
+    return tuple(Outcome(item, float(at), bool(c), bool(r), Trap(trap)) for item, at, c, r, trap in rows)
+
+
+def _is_there(connection: sqlite3.Connection, outcome: int) -> bool:
+    return connection.execute("SELECT 1 FROM outcome WHERE id = ?", (outcome,)).fetchone() is not None
 
 
 def _read_guard(connection: sqlite3.Connection, key: EvidenceKey) -> list[GuardAnswer]:

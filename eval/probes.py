@@ -8,7 +8,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from eval.budget import ProbeBudget
 from eval.evidence import KEPT_CHANGES, Entry, EvidenceKey, EvidenceStore, Record
@@ -73,6 +73,7 @@ class Prober:
         budget: what `run` may spend; `run_now` does not ask it.
         on_verdict: called on the event loop, once for each change.
         guard: asked between rounds, for a share of what they cost.
+        at_once: questions that are asked at the same time, at most; more would find no place.
         wall_clock: seconds since the epoch; dates outcomes, and seeds the choice of items.
     """
 
@@ -88,6 +89,7 @@ class Prober:
         criterion: Criterion,
         on_verdict: OnVerdict,
         guard: Guard | None = None,
+        at_once: int = 32,
         wall_clock: Callable[[], float] = time.time,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
@@ -106,6 +108,7 @@ class Prober:
         self._files: dict[EvidenceKey, _File] = {}
         self._turn = asyncio.Lock()  # one round at a time, be it of `run` or of `run_now`
         self._running_now = False
+        self._places = asyncio.Semaphore(at_once)
         self._tokens, self._answers = 0, 0
 
     def load(self) -> None:
@@ -228,6 +231,9 @@ class Prober:
             files = await self._reread(pairs)
             # In the order of the items, not of the answers: wrong ones tend to take longer, and a test that
             # is looked at all the time must not see the right ones first.
+            for item in items:
+                if not all(replies[item, subject] for subject, _ in pairs):
+                    self._feed.failed(item.item_id)
             entries = []
             for (subject, reference), file in zip(pairs, files, strict=True):
                 both = [(item, replies[item, subject], replies[item, reference]) for item in items]
@@ -236,7 +242,7 @@ class Prober:
                     for item, mine, dense in both
                     if mine and dense
                 ]
-                if outcomes:
+                if outcomes or file.unwritten:
                     entries.append(self._judge(subject, file, outcomes))
             await asyncio.to_thread(self._store.append, entries)
             if entries and self._guard is not None and self._guard.is_due(self._tokens):
@@ -248,19 +254,25 @@ class Prober:
 
     def _judge(self, subject: Subject, file: "_File", outcomes: Sequence[Outcome]) -> Entry:
         had_something_to_lose = file.judge.evidence().nothing_to_lose is None
-        changes = [change for outcome in outcomes if (change := file.judge.push(outcome))]
-        for change in changes:
-            self._report(subject.name, file, change)
+        changes = [*file.unwritten, *self._push(subject.name, file, outcomes)]
+        file.unwritten.clear()
         reason = file.judge.evidence().nothing_to_lose
         if had_something_to_lose and reason is not None:
             logger.warning("%s cannot be shown to be safe by %s: %s", subject.name, self._task.name, reason)
         return Entry(file.key, file.judge.base, file.judge.num_kept, outcomes, changes)
 
+    def _push(self, variant: str, file: "_File", outcomes: Sequence[Outcome]) -> list[VerdictChange]:
+        changes = [change for outcome in outcomes if (change := file.judge.push(outcome))]
+        for change in changes:
+            self._report(variant, file, change)
+        return changes
+
     async def _ask(self, item: TaskItem, subject: Subject, spend: Callable[[int], None]) -> "_Reply | None":
         try:
-            answer = await self._generate(
-                item.prompt, variant=subject.name, max_tokens=self._task.max_new_tokens
-            )
+            async with self._places:
+                answer = await self._generate(
+                    item.prompt, variant=subject.name, max_tokens=self._task.max_new_tokens
+                )
             tokens = answer.prompt_tokens + answer.completion_tokens
             spend(tokens)
             self._tokens += tokens
@@ -295,7 +307,7 @@ class Prober:
         return EvidenceKey(
             model=self._identity.model,
             ranking=self._identity.ranking,
-            computation=self._identity.computation,
+            computation=f"{self._identity.computation}, {self._criterion.name}",
             task=self._task.digest,
             widths=subject.widths,
             reference_widths=reference.widths,
@@ -326,14 +338,19 @@ class Prober:
 
     async def _reread(self, pairs: Sequence[tuple[Subject, Subject]]) -> "list[_File]":
         """Their files, with what other processes that share the store have found since."""
-        keys = self._keys(pairs)
-        files = dict(zip(keys, await self._open(keys), strict=True))
-        found = await asyncio.to_thread(lambda: [self._read(key) for key in self._store.changed(keys)])
-        for (subject, _), key in zip(pairs, keys, strict=True):
-            for file in found:
-                if file.key == key:
-                    self._take_over(subject.name, files[key].judge.verdict, file)
-        return [self._files[key] for key in keys]
+        files = await self._open(self._keys(pairs))
+        found = await asyncio.to_thread(lambda: [self._news(file) for file in files])
+        for (subject, _), file, news in zip(pairs, files, found, strict=True):
+            if isinstance(news, _File):
+                self._take_over(subject.name, file.judge.verdict, news)
+            else:
+                file.unwritten.extend(self._push(subject.name, file, news))
+        return [self._files[file.key] for file in files]
+
+    def _news(self, file: "_File") -> "Sequence[Outcome] | _File":
+        """What others have added, or all there is where that is not enough."""
+        added = self._store.news(file.key)
+        return self._read(file.key) if added is None else added
 
     def _take_over(self, variant: str, before: Verdict, file: "_File") -> None:
         self._files[file.key] = file
@@ -354,11 +371,17 @@ class _Reply:
 
 @dataclass(frozen=True)
 class _File:
-    """What is known of one key."""
+    """What is known of one key.
+
+    Attributes:
+        changes: the last of its verdict.
+        unwritten: those that followed from what others had added, and that nobody has written yet.
+    """
 
     key: EvidenceKey
     judge: Judge
     changes: deque[VerdictChange]
+    unwritten: list[VerdictChange] = field(default_factory=list)
 
     @classmethod
     def of(cls, key: EvidenceKey, record: Record, criterion: Criterion) -> "_File":

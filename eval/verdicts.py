@@ -33,6 +33,11 @@ class Criterion:
     confidence: float = 0.95
 
     @property
+    def name(self) -> str:
+        """Verdicts by another one say something else."""
+        return f"{100 * self.tolerance:g} points with {100 * self.confidence:g}%"
+
+    @property
     def least_accuracy(self) -> float:
         """What the reference must be shown to exceed before any variant is called `SAFE`."""
         return least_accuracy(self.tolerance)

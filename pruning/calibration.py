@@ -228,6 +228,7 @@ def start_calibration(
         dtype=str(dtype).removeprefix("torch."),
         max_new_tokens=data.max_new_tokens,
         unfinished_answers=answers.unfinished,
+        ends=sorted(checkpoint.eos_token_ids),
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         versions={
             "python": platform.python_version(),

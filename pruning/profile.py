@@ -6,7 +6,7 @@ profiles are stored and told apart; measures nothing (calibration.py) and judges
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -56,6 +56,7 @@ class Provenance:
         dtype: that the model ran in.
         max_new_tokens: that its answers were limited to.
         unfinished_answers: answers that reached that limit; they are part of the statistics.
+        ends: the tokens that end an answer; None in profiles that were made before this was kept.
         created: ISO 8601, UTC.
         versions: of the libraries that took part.
     """
@@ -71,6 +72,7 @@ class Provenance:
     unfinished_answers: int
     created: str
     versions: Mapping[str, str]
+    ends: Sequence[int] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,8 +107,12 @@ class SelectivityProfile:
 
     @cached_property
     def digest(self) -> str:
-        """Hexadecimal SHA-256 of the statistics and of what they were measured on, but not of when."""
+        """Hexadecimal SHA-256 of the statistics and of what they were measured on, but not of when.
+
+        Which tokens end an answer is seen in the statistics.
+        """
         record = {**asdict(self.provenance), "created": None, "versions": None, "counts": _counts(self)}
+        del record["ends"]  # so that older digests stand
         digest = hashlib.sha256(json.dumps(record, sort_keys=True).encode())
         for name, tensor in sorted(_tensors(self).items()):
             digest.update(f"\n{name} {tuple(tensor.shape)}\n".encode())
@@ -120,6 +126,7 @@ class SelectivityProfile:
         tokenizer: str,
         data: str | None = None,
         dtype: str | None = None,
+        ends: Collection[int] | None = None,
         source: str | None = None,
     ) -> None:
         """Raises StaleProfileError unless the profile was measured on what is in use.
@@ -127,6 +134,7 @@ class SelectivityProfile:
         Args:
             model, tokenizer, data: fingerprints in use; None for `data` where the prompts are not at hand.
             dtype: that was asked for; None: any.
+            ends: the tokens that end an answer; None: any.
             source: what the model was opened by, for the command in the message.
         """
         measured = self.provenance
@@ -140,6 +148,10 @@ class SelectivityProfile:
             )
             if used is not None and used != was
         ]
+        if ends is not None and measured.ends is not None and set(ends) != set(measured.ends):
+            differing.append(
+                f"answers end with the tokens {sorted(ends)}, but ended with {sorted(measured.ends)} then"
+            )
         if differing:
             raise StaleProfileError(
                 f"the profile for task {measured.task!r} is of something else: {'; '.join(differing)}; "

@@ -71,8 +71,8 @@ class PromptTokenizer:
 
     def check_ids(self, token_ids: Sequence[int], param: str) -> None:
         """Raises InvalidValueError for an id that the model has no row for."""
-        unknown = next((token_id for token_id in token_ids if token_id >= self._vocab_size), None)
-        if unknown is not None:
+        unknown = max(token_ids, default=-1)
+        if unknown >= self._vocab_size:
             raise InvalidValueError(
                 f"there is no token {unknown}: the model's vocabulary has {self._vocab_size:,}", param=param
             )

@@ -193,8 +193,8 @@ def _machine() -> list[AnyPanel]:
         lines(
             Face(
                 "What the process holds",
-                "All of it, the weights, and the room for KV blocks, which is taken at the start whether "
-                "used or not.",
+                "All of it, the weights, and the room for KV blocks, which on a CPU is resident as far as it "
+                "was ever written.",
                 "bytes",
             ),
             Query(f"sum(secateur_device_memory_process_bytes{{{SERVERS}}})", "process"),

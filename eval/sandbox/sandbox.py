@@ -108,7 +108,7 @@ class Sandbox:
                 output, stopped = _read(process, begin, WALL_PER_CPU_SECOND * timeout_seconds)
         except OSError as error:
             raise SandboxError(
-                f"code cannot be run ({error}): make room in {tempfile.gettempdir()}, or set TMPDIR"
+                f"code cannot be run ({error}): make room for temporary files, or set TMPDIR"
             ) from error
         before, begun, rest = output.partition(begin)
         if not begun:

@@ -96,7 +96,7 @@ def joined(device: torch.device) -> Iterator[Processes]:
         DeltaError: more processes than devices, or a device that all of them would share.
     """
     count = int(os.environ.get("WORLD_SIZE", "1"))
-    if count == 1:
+    if count == 1 or "LOCAL_RANK" not in os.environ:  # the latter is the launcher's alone
         yield Processes(device)
         return
     place, on_machine = (int(os.environ[name]) for name in ("LOCAL_RANK", "LOCAL_WORLD_SIZE"))

@@ -1,6 +1,7 @@
 """The composition root of `secateur recover`: settings in, a delta for each variant and a report on disk."""
 
 import json
+import logging
 import shutil
 from dataclasses import asdict
 from datetime import timedelta
@@ -30,6 +31,8 @@ from server.loading.devices import resolve_device, resolve_dtype
 from server.loading.profiles import cache_directory, memory_bound, open_model
 from server.loading.rankings import ranked
 from server.settings import RecoverSettings
+
+logger = logging.getLogger(__name__)
 
 SECONDS_AN_HOUR = 3600
 
@@ -134,8 +137,7 @@ def _recovery_settings(settings: RecoverSettings, processes: Processes) -> Recov
             warmup=settings.warmup,
             epochs=settings.epochs,
             batch_tokens=settings.batch_tokens,
-            # A step has a row for each process, and is the same step however many there are.
-            row_tokens=min(settings.row_tokens, max(1, settings.batch_tokens // processes.count)),
+            row_tokens=_row_tokens(settings, processes),
             ce_weight=settings.ce_weight,
             evaluations=settings.evaluations,
             patience=settings.patience,
@@ -146,6 +148,17 @@ def _recovery_settings(settings: RecoverSettings, processes: Processes) -> Recov
         recompute=None if settings.recompute == "auto" else settings.recompute == "on",
         max_memory_bytes=max_memory_bytes,
     )
+
+
+def _row_tokens(settings: RecoverSettings, processes: Processes) -> int:
+    """So many that a step has a row for each process."""
+    share = max(1, settings.batch_tokens // processes.count)
+    if processes.is_first and processes.count > 1 and share < settings.row_tokens:
+        logger.info(
+            "rows have %d tokens in place of --row-tokens %d: a step has one for each of %d processes",
+            *(share, settings.row_tokens, processes.count),
+        )
+    return min(settings.row_tokens, share)
 
 
 def _write_report(found: Recovery, outs: list[Path], file: Path) -> None:

@@ -86,6 +86,7 @@ def serve(settings: ServeSettings) -> None:
             on_drain=service.drain,
             on_started=lambda: print(_summary(settings, loaded, service.probing, listener), flush=True),
         )
+        _listen(listener, settings)
         server.run(sockets=[listener])
 
 
@@ -228,6 +229,7 @@ def assemble(
             blocked=lambda: generations.num_waiting > 0,
             on_verdict=metrics.verdict_changed,
             guard=_guard(settings, task, compare, store),
+            at_once=loaded.engine.config.max_num_seqs,
         )
         registry.consult(probing)
     app = build_app(
@@ -264,6 +266,16 @@ def _bind(host: str, port: int) -> socket.socket:
             f"cannot listen on {host}:{port} ({error}): choose another --host or --port"
         ) from error
     return listener
+
+
+def _listen(listener: socket.socket, settings: ServeSettings) -> None:
+    """Another server may have come to listen there while the model was loaded."""
+    try:
+        listener.listen()
+    except OSError as error:
+        raise SettingsError(
+            f"cannot listen on {settings.host}:{settings.port} any more ({error}): choose another --port"
+        ) from error
 
 
 def _tracing(settings: ServeSettings) -> "Tracing | None":
@@ -307,10 +319,11 @@ def _guard(settings: ServeSettings, task: Task, compare: Compare, store: Evidenc
 def _identity(loaded: LoadedModel) -> Identity:
     checkpoint, config = loaded.checkpoint, loaded.engine.config
     kernels = without_reason(loaded.engine.kernels)
+    ends = sorted(checkpoint.eos_token_ids)
     return Identity(
         model=f"{checkpoint.fingerprint} {checkpoint.tokenizer_fingerprint}",
         ranking=loaded.ranking.digest,
-        computation=f"{config.device.partition(':')[0]} {config.precision} {kernels}",
+        computation=f"{config.device.partition(':')[0]} {config.precision} {kernels} {ends}",
     )
 
 

@@ -99,6 +99,7 @@ class Probing:
         blocked: whether users wait, so that nothing may be spent.
         on_verdict: told of a variant and its new verdict.
         guard: watches them on general prompts as well; None: nobody does.
+        at_once: probes that the engine takes at the same time.
     """
 
     def __init__(
@@ -115,6 +116,7 @@ class Probing:
         blocked: Callable[[], bool],
         on_verdict: Callable[[str, Verdict], None],
         guard: Guard | None,
+        at_once: int,
     ) -> None:
         self.guard = guard
         self.task = task
@@ -139,6 +141,7 @@ class Probing:
             criterion=criterion,
             on_verdict=lambda variant, before, after, grounds: on_verdict(variant, after),
             guard=guard,
+            at_once=at_once,
         )
         self._prober.load()
 

@@ -67,6 +67,7 @@ def profile_for_serving(settings: ProfiledSettings, checkpoint: Checkpoint) -> S
     profile.check(
         model=checkpoint.fingerprint,
         tokenizer=checkpoint.tokenizer_fingerprint,
+        ends=checkpoint.eos_token_ids,
         source=settings.model,
     )
     logger.info("using the profile %s of task %s", path, profile.provenance.task)
@@ -90,6 +91,7 @@ def measure_profile(settings: ProfileSettings) -> tuple[Path, SelectivityProfile
             model=checkpoint.fingerprint,
             tokenizer=checkpoint.tokenizer_fingerprint,
             data=data.fingerprint,
+            ends=checkpoint.eos_token_ids,
             dtype=None if settings.dtype == "auto" else settings.dtype,
             source=settings.model,
         )

@@ -7,13 +7,17 @@ from collections.abc import Sequence
 from functools import partial
 from typing import NamedTuple
 
+import torch
+
 from pruning.checkpoint import Checkpoint
 from pruning.delta import Delta
 from pruning.ranking import Ranking
 from pruning.widths import Allocation, exact_sparsity, widths_at
 from server.engine.config import EngineConfig
 from server.engine.engine import Engine, load_engine
+from server.engine.errors import EngineConfigError
 from server.loading.devices import resolve_device, resolve_dtype
+from server.monitoring.memory import device_memory
 from server.settings import EvalSettings, ServeSettings, StudySettings
 from server.variants import VariantBuilder
 
@@ -75,7 +79,7 @@ def load_sizes(
     """Reads the neurons that the widest size keeps, of `sparsities` and of those that deltas correct.
 
     Raises:
-        ModelError, EngineConfigError: the checkpoint is damaged, or too much was asked of it.
+        ModelError, EngineConfigError: the checkpoint is damaged, or too much was asked of it, or of memory.
         ForeignDeltaError: a delta is of another model, ranking or width.
     """
     sizes = partial(widths_at, ranking, allocation=allocation)
@@ -86,6 +90,7 @@ def load_sizes(
         widths.append(corrected)
     resident = tuple(max(layer) for layer in zip(*widths, strict=True))
     engine = load_engine(checkpoint, ranking, resident, config, progress=progress)
+    _check_room(config)
     builder = VariantBuilder(
         checkpoint.name,
         sizes,
@@ -95,3 +100,16 @@ def load_sizes(
         ranking=ranking.digest,
     )
     return engine, builder
+
+
+def _check_room(config: EngineConfig) -> None:
+    """On a CPU the cache becomes resident as it is written: too large a one ends the process only then."""
+    if config.device != "cpu":
+        return
+    memory = device_memory(torch.device("cpu"))
+    free = memory.total - memory.used
+    if config.kv_cache_bytes > free:
+        raise EngineConfigError(
+            f"the KV cache may come to take {config.kv_cache_bytes / 2**30:.2f} GiB, and beside the weights "
+            f"{free / 2**30:.2f} GiB are free: lower --kv-cache-gib, or free memory"
+        )

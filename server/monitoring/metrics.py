@@ -25,10 +25,10 @@ from server.monitoring.workload import Workload
 TRAPS = [trap for trap in Trap if trap is not Trap.NONE]
 # Each bucket is a line of the page for every variant: as many as tell delays apart that matter.
 FIRST_TOKEN_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
-INTER_TOKEN_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
-REQUEST_SECONDS = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
-QUEUE_SECONDS = (0.001, 0.01, 0.05, 0.25, 1.0, 5.0, 30.0)
-STEP_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
+INTER_TOKEN_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0)
+REQUEST_SECONDS = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
+QUEUE_SECONDS = (0.001, 0.01, 0.05, 0.25, 1.0, 5.0, 30.0, 120.0)
+STEP_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0)
 BATCH_TOKENS = (1.0, 4.0, 16.0, 64.0, 256.0, 1024.0, 4096.0)
 # How many tokens a step computes, and how /metrics calls it: steps of about as many can be compared.
 SOLO_ROWS = {1: "1", 4: "2-4", 8: "5-8", 16: "9-16", 32: "17-32", math.inf: "33+"}

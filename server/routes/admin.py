@@ -43,8 +43,11 @@ def admin_router(
         return variant_object(status, registry, shadow)
 
     @router.delete("/admin/variants/{name}", status_code=HTTPStatus.ACCEPTED)
-    async def retire_variant(name: str) -> dict[str, Any]:
-        return variant_object(registry.retire(name), registry, shadow)
+    async def retire_variant(name: str, background: BackgroundTasks) -> dict[str, Any]:
+        status = registry.retire(name)
+        if isinstance(probing, Probing):
+            background.add_task(probing.refresh)  # the others may be held to another one from now on
+        return variant_object(status, registry, shadow)
 
     @router.post("/admin/probes/run", status_code=HTTPStatus.ACCEPTED)
     async def run_probes(body: RunProbesRequest) -> dict[str, Any]:

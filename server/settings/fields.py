@@ -29,7 +29,7 @@ def named_once(values: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def some_keys(value: object) -> object:
-    """Keys between commas; a text without any is a variable that was forgotten, and would open the server."""
+    """Keys between commas; a text without any, as an unset variable leaves it, would open the server."""
     if isinstance(value, str) and not value.strip(", "):
         raise ValueError("there is no key in it: give one, or leave the setting out, which opens the server")
     return split_commas(value)

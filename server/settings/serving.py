@@ -78,7 +78,9 @@ class EngineSettings(BaseSettings):
         ge=1,
         description="tokens of one step, prompt and output together; default: 512 on CPU, 4096 on CUDA",
     )
-    max_waiting: int = Field(256, ge=0, description="requests that wait; one more is a 429")
+    max_waiting: int = Field(
+        256, ge=0, description="requests beyond max_num_seqs that are taken; one more is a 429"
+    )
     # With 12 rows a step still takes about as long as with one: it waits for the weights.
     prompt_lookup_tokens: int = Field(
         12, ge=0, description="steps of fewer tokens guess greedy answers ahead, up to so many; 0: never"

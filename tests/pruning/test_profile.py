@@ -99,6 +99,17 @@ def test_a_profile_of_something_else_is_refused_by_name(which: str, words: str) 
     assert "secateur profile --model models/tiny --task sums --force (and the --prompts" in message
 
 
+def test_other_end_tokens_are_told_where_they_are_known() -> None:
+    older, newer = tiny_profile(), tiny_profile(provenance=tiny_provenance(ends=[1, 2]))
+    assert older.digest == newer.digest, "of the same statistics"
+    older.check(**IN_USE, ends={3})
+    newer.check(**IN_USE, ends={2, 1})
+    with pytest.raises(
+        StaleProfileError, match=r"answers end with the tokens \[3\], but ended with \[1, 2\]"
+    ):
+        newer.check(**IN_USE, ends={3})
+
+
 def test_every_difference_is_named() -> None:
     with pytest.raises(StaleProfileError, match=r"model's .*; the tokenizer's .*; the calibration data's"):
         tiny_profile().check(model="x", tokenizer="y", data="z")

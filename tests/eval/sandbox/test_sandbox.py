@@ -212,7 +212,7 @@ def test_a_full_disk_is_no_verdict_on_the_code(sandbox: Sandbox, monkeypatch: py
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("eval.sandbox.sandbox.tempfile.TemporaryFile", full)
-    with pytest.raises(SandboxError, match=r"No space left on device.*make room in"):
+    with pytest.raises(SandboxError, match=r"No space left on device.*make room for"):
         sandbox.run("pass", timeout_seconds=SECONDS)
 
 
