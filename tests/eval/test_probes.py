@@ -82,7 +82,15 @@ class World:
     """A prober and all that it works with."""
 
     def __init__(
-        self, tokens=0, task=None, store=None, subjects=(DENSE, S10, S20), identity="ranking", guard=None
+        self,
+        tokens=0,
+        task=None,
+        store=None,
+        subjects=(DENSE, S10, S20),
+        identity="ranking",
+        guard=None,
+        tolerance=0.03,
+        at_once=32,
     ):
         self.subjects, self.model, self.purse = list(subjects), Model(), Purse(tokens)
         self.store, self.pauses, self.verdicts = store or EvidenceStore(None), [], []
@@ -95,9 +103,10 @@ class World:
             self.store,
             self.purse,
             identity=Identity("model", identity, "float32"),
-            criterion=Criterion(),
+            criterion=Criterion(tolerance),
             on_verdict=lambda *change: self.verdicts.append(change),
             guard=guard,
+            at_once=at_once,
             wall_clock=lambda: float(next(ticks)),
             sleep=self._sleep,
         )
@@ -337,6 +346,38 @@ def test_two_servers_that_share_a_file_learn_from_each_other(tmp_path):
     assert again.prober.evidence("m:s20").verdict is Verdict.DEGRADED
     reference = again.prober.evidence("m:s0")
     assert reference.items + reference.repeats == 20 + 20 + 200 + 1 + 6, "of both"
+
+
+def test_a_verdict_by_another_tolerance_is_another(tmp_path):
+    strict, patient = (
+        World(store=EvidenceStore(tmp_path / "evidence.sqlite"), subjects=(DENSE, S20), tolerance=tolerance)
+        for tolerance in (0.03, 0.4)
+    )
+    for world in (strict, patient, strict, patient):
+        world.model.wrong = {"m:s20": 0.25}
+        world.run_now(items=300)
+    assert strict.prober.evidence("m:s20").verdict is Verdict.DEGRADED
+    assert patient.prober.evidence("m:s20").verdict is Verdict.SAFE
+    assert patient.prober.evidence("m:s20").items == 600
+
+
+@pytest.mark.parametrize("at_once", [1, 3])
+def test_no_more_is_asked_at_once_than_finds_a_place(at_once):
+    world, asking, most = World(at_once=at_once), 0, 0
+    answer = world.model.__call__
+
+    async def generate(prompt, *, variant, max_tokens):
+        nonlocal asking, most
+        asking += 1
+        most = max(most, asking)
+        found = await answer(prompt, variant=variant, max_tokens=max_tokens)
+        asking -= 1
+        return found
+
+    world.prober._generate = generate
+    world.run_now(items=16)
+    assert most == at_once
+    assert {evidence.items for evidence in map(world.prober.evidence, ("m:s0", "m:s10", "m:s20"))} == {16}
 
 
 def test_answers_that_do_not_end_are_counted_as_traps():
