@@ -16,6 +16,8 @@ import httpx
 import pytest
 
 from server.__main__ import EXIT_FAILED, EXIT_USAGE, main
+from server.commands.serve import _bind, _listen
+from server.settings import ServeSettings, SettingsError
 from tests.integration.live import MAX_MODEL_LEN, WAIT_SECONDS
 from tests.integration.sse import events
 
@@ -178,3 +180,12 @@ def test_a_port_in_use_is_known_before_anything_is_loaded(capsys: pytest.Capture
         port = taken.getsockname()[1]
         assert main(["serve", "--port", str(port), "--model", "nowhere"]) == EXIT_USAGE
     assert f"cannot listen on 127.0.0.1:{port}" in capsys.readouterr().err
+
+
+def test_a_port_that_another_takes_while_the_model_loads_is_told() -> None:
+    """Both may have it while neither listens."""
+    settings = ServeSettings(port=0)
+    with _bind("127.0.0.1", 0) as first, _bind("127.0.0.1", first.getsockname()[1]) as second:
+        _listen(first, settings)
+        with pytest.raises(SettingsError, match="any more"):
+            _listen(second, settings)
