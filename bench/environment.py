@@ -1,34 +1,25 @@
 """What a figure was measured on."""
 
-import contextlib
-import platform
-import subprocess
 import time
-from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import psutil
 
+from eval import provenance as measured
+
 
 def provenance() -> dict[str, Any]:
     """Machine, commit and versions, as JSON."""
-    cpu = platform.processor()
-    with contextlib.suppress(OSError):  # only Linux tells
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        cpu = next((line.partition(": ")[2] for line in lines if line.startswith("model name")), cpu)
+    found = measured.provenance()
     return {
         "machine": {
-            "cpu": cpu,
-            "cores": num_cores(),
-            "memory_bytes": psutil.virtual_memory().total,
-            "system": platform.platform(),
+            "cpu": found.cpu,
+            "cores": found.cores,
+            "memory_bytes": found.memory_bytes,
+            "system": found.system,
         },
-        "commit": _git("describe", "--always", "--dirty", "--abbrev=12"),
-        "versions": {
-            "python": platform.python_version(),
-            **{n: version(n) for n in ("torch", "transformers")},
-        },
+        "commit": found.commit or "unknown",
+        "versions": found.versions,
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
 
@@ -38,8 +29,3 @@ def num_cores() -> int:
     cores = psutil.cpu_count()
     assert cores is not None
     return cores
-
-
-def _git(*arguments: str) -> str:
-    ran = subprocess.run(["git", *arguments], capture_output=True, text=True, check=False)
-    return ran.stdout.strip() or "unknown"

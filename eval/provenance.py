@@ -32,7 +32,7 @@ def provenance() -> Provenance:
         cpu=_cpu(),
         cores=psutil.cpu_count() or 1,
         memory_bytes=psutil.virtual_memory().total,
-        system=platform.platform(),
+        system=_system(),
         commit=_commit(),
         versions={"python": platform.python_version(), **{name: version(name) for name in _PACKAGES}},
         measured_at=datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -45,6 +45,12 @@ def _cpu() -> str:
             if line.startswith("model name"):
                 return line.partition(": ")[2]
     return platform.processor()
+
+
+def _system() -> str:
+    """Without what its builder calls it."""
+    release = ".".join(platform.release().split(".")[:2])
+    return f"{platform.system()} {release}, {platform.machine()}"
 
 
 def _commit() -> str | None:
