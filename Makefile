@@ -61,7 +61,7 @@ bench-report: $(VENV)/.installed-dev  ## Put bench/results into docs/performance
 metrics-page: $(VENV)/.installed  ## Put the table of metrics into docs/reference/metrics.md
 	$(BIN)/python -m server.monitoring.metrics_page
 
-study: $(VENV)/.installed-dev  ## Study how much of math-mini may go, in 15 minutes; goes on where it was (ARGS="...")
+study: $(VENV)/.installed-dev  ## Study how much of math-mini may go, in some 7 minutes; goes on where it was (ARGS="...")
 	$(BIN)/secateur study --items 1000 --sparsities 0.1,0.2,0.3,0.4,0.5,0.6 --compare-scores taylor2,selectivity \
 		--out docs/studies/math-mini $(ARGS)
 

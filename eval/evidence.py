@@ -26,6 +26,7 @@ logger = logging.getLogger(__name__)
 KEPT_CHANGES = 50
 KEPT_KEYS = 200
 KEPT_GUARD_ANSWERS = 256
+MAX_NEWS = 256  # outcomes that are judged one by one; more are read with all the others, on a thread
 
 T = TypeVar("T")
 
@@ -139,17 +140,20 @@ class EvidenceStore:
     def news(self, key: EvidenceKey) -> Sequence[Outcome] | None:
         """What other processes have added to `key` since it was read or written here last, oldest first.
 
-        None where they have changed more than that, so that it has to be read again as a whole.
+        None where they have changed more than that, or added much, so that it is to be read again as a whole.
         """
 
         def added(connection: sqlite3.Connection, key: EvidenceKey) -> Sequence[Outcome] | None:
             known, found = self._known.get(key.digest), _state(connection, key)
             if found is None or found == known:  # one that is gone was forgotten for newer ones
                 return ()
-            if known is None or known[0] != found[0] or not _is_there(connection, known[1]):
+            if known is None or known[0] != found[0] or not _is_there(connection, key, known[1]):
+                return None
+            outcomes = _outcomes(connection, key, after=known[1])
+            if len(outcomes) > MAX_NEWS:
                 return None
             self._known[key.digest] = found
-            return _outcomes(connection, key, after=known[1])
+            return outcomes
 
         nothing: Sequence[Outcome] | None = ()
         return self._read(key, added, nothing)
@@ -169,8 +173,9 @@ class EvidenceStore:
                     subject = _append(connection, entry, entry.base.value)
                     _keep_last(connection, "outcome", subject, entry.num_kept)
                     known[digest] = _state(connection, entry.key)
-                else:
+                else:  # and from here on what is stored is known to nobody but who reads it all
                     _append(connection, entry, before[0])
+                    known.pop(digest, None)
 
         if self._write(append_all):
             self._known = known
@@ -276,8 +281,12 @@ def _outcomes(connection: sqlite3.Connection, key: EvidenceKey, *, after: int) -
     return tuple(Outcome(item, float(at), bool(c), bool(r), Trap(trap)) for item, at, c, r, trap in rows)
 
 
-def _is_there(connection: sqlite3.Connection, outcome: int) -> bool:
-    return connection.execute("SELECT 1 FROM outcome WHERE id = ?", (outcome,)).fetchone() is not None
+def _is_there(connection: sqlite3.Connection, key: EvidenceKey, outcome: int) -> bool:
+    row = connection.execute(
+        "SELECT 1 FROM outcome JOIN subject ON subject = subject.id WHERE digest = ? AND outcome.id = ?",
+        (key.digest, outcome),
+    ).fetchone()
+    return row is not None
 
 
 def _read_guard(connection: sqlite3.Connection, key: EvidenceKey) -> list[GuardAnswer]:
@@ -297,10 +306,14 @@ def _append(connection: sqlite3.Connection, entry: Entry, base: str) -> int:
         "INSERT INTO outcome (subject, item, at, correct, reference_correct, trap) VALUES (?, ?, ?, ?, ?, ?)",
         [(subject, o.item_id, o.at, o.correct, o.reference_correct, o.trap.value) for o in entry.outcomes],
     )
-    connection.executemany(
-        "INSERT INTO change (subject, at, before, after, evidence) VALUES (?, ?, ?, ?, ?)",
-        [(subject, c.at, c.before.value, c.after.value, _to_json(c.evidence)) for c in entry.changes],
-    )
+    for change in entry.changes:
+        found = (subject, change.at, change.before.value, change.after.value)
+        connection.execute(
+            # Who judges the same outcomes finds the same changes, and one of them writes them first.
+            "INSERT INTO change (subject, at, before, after, evidence) SELECT ?, ?, ?, ?, ? WHERE NOT EXISTS "
+            "(SELECT 1 FROM change WHERE (subject, at, before, after) = (?, ?, ?, ?))",
+            (*found, _to_json(change.evidence), *found),
+        )
     _keep_last(connection, "change", subject, KEPT_CHANGES)
     _forget_old_keys(connection)
     return subject

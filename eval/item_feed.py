@@ -30,9 +30,12 @@ class ItemFeed:
         """At least one item, at most `count`, no two the same."""
         return self._new(count) if self._task.num_evaluation is None else self._finite(count, seen)
 
-    def failed(self, item_id: str) -> None:
-        """It was asked, and not everybody gave an answer."""
-        self._failures[item_id] += 1
+    def answered(self, item_id: str, *, by_all: bool) -> None:
+        """It was asked, and everybody gave an answer, or not."""
+        if by_all:
+            del self._failures[item_id]
+        else:
+            self._failures[item_id] += 1
 
     def _new(self, count: int) -> list[TaskItem]:
         if len(self._chunk) < count:
@@ -53,7 +56,8 @@ class ItemFeed:
             return fresh[:count]
         # What failed comes beside others: a round that nobody answers means something else.
         failed = [name for name in unseen if self._failures[name] < MAX_TRIES]
-        again = sorted(failed, key=self._failures.__getitem__)[: count // 2]
+        some = count // 2 or self._rng.getrandbits(1)
+        again = sorted(failed, key=self._failures.__getitem__)[:some]
         others = [item for item in self._all if item.item_id not in unseen] or self._all
         taken = self._rng.sample(others, min(count - len(again), len(others)))
         return [*(unseen[name] for name in again), *(item for item in taken if item.item_id not in again)]

@@ -27,6 +27,7 @@ POLL_SECONDS = 0.25  # between two looks at a budget that was empty
 MAX_PAUSE_SECONDS = 60.0  # between two rounds that nobody answers
 MAX_ROUND_ITEMS = 8  # asked at once
 MAX_RUN_ITEMS = 1_000
+MAX_SILENT_ROUNDS = 4  # of a run: it may come to items that nobody can answer
 
 
 class ProbeError(SecateurError):
@@ -177,12 +178,13 @@ class Prober:
         self._check_run(variants, items)
         self._running_now = True
         try:
-            done = 0
+            done, silent_rounds = 0, 0
             while done < items:
                 subjects = self._chosen(variants)
                 count = min(MAX_ROUND_ITEMS, items - done)
                 asked = await self._round(subjects, count, lambda tokens: None)
-                if not asked:
+                silent_rounds = 0 if asked else silent_rounds + 1
+                if silent_rounds == MAX_SILENT_ROUNDS:
                     raise ProbeError(f"no answer could be had after {done} of {items} items; see the log")
                 done += asked
                 on_progress(done, items)
@@ -232,8 +234,7 @@ class Prober:
             # In the order of the items, not of the answers: wrong ones tend to take longer, and a test that
             # is looked at all the time must not see the right ones first.
             for item in items:
-                if not all(replies[item, subject] for subject, _ in pairs):
-                    self._feed.failed(item.item_id)
+                self._feed.answered(item.item_id, by_all=all(replies[item, subject] for subject, _ in pairs))
             entries = []
             for (subject, reference), file in zip(pairs, files, strict=True):
                 both = [(item, replies[item, subject], replies[item, reference]) for item in items]
@@ -375,7 +376,7 @@ class _File:
 
     Attributes:
         changes: the last of its verdict.
-        unwritten: those that followed from what others had added, and that nobody has written yet.
+        unwritten: those that followed from what others had added, and that nobody may have written yet.
     """
 
     key: EvidenceKey

@@ -6,6 +6,7 @@ Everything that is built is built here, in the order in which it can fail: the c
 import gc
 import json
 import logging
+import os
 import random
 import secrets
 import socket
@@ -66,6 +67,8 @@ def serve(settings: ServeSettings) -> None:
     Raises:
         SecateurError: the settings, the model or the profile do not allow it.
     """
+    if "SECATEUR_API_KEYS" in os.environ and not settings.api_keys:
+        logger.warning("SECATEUR_API_KEYS is empty, which counts as not set: /v1 is open to all")
     with _bind(settings.host, settings.port) as listener:
         gc.freeze()  # what was imported stays: nobody need walk over it while the rest is loaded
         tracing = _tracing(settings)

@@ -244,6 +244,13 @@ class AsyncEngine:
         self._dropped: set[Request] = set()
         self._stopping = False
         self.death: BaseException | None = None
+        self._step_began: float | None = None
+
+    @property
+    def step_age_seconds(self) -> float:
+        """For how long the step that runs has been running; 0 where none does. On any thread."""
+        began = self._step_began
+        return 0.0 if began is None else time.monotonic() - began
 
     @property
     def num_unfinished(self) -> int:
@@ -332,7 +339,9 @@ class AsyncEngine:
         try:
             while self._take_orders():
                 if self._engine.num_unfinished:
+                    self._step_began = time.monotonic()
                     outputs, stats = self._engine.step()
+                    self._step_began = None
                     self.observer.step(stats)
                     self._call_soon(self._deliver, outputs)
         except BaseException as error:  # the one place where nothing may escape

@@ -90,7 +90,8 @@ def load_sizes(
         widths.append(corrected)
     resident = tuple(max(layer) for layer in zip(*widths, strict=True))
     engine = load_engine(checkpoint, ranking, resident, config, progress=progress)
-    _check_room(config)
+    if config.device == "cpu" and not engine.kernels.startswith("torch"):
+        _check_room(config)
     builder = VariantBuilder(
         checkpoint.name,
         sizes,
@@ -103,9 +104,7 @@ def load_sizes(
 
 
 def _check_room(config: EngineConfig) -> None:
-    """On a CPU the cache becomes resident as it is written: too large a one ends the process only then."""
-    if config.device != "cpu":
-        return
+    """Our kernels' cache becomes resident as it is written: too large a one ends the process only then."""
     memory = device_memory(torch.device("cpu"))
     free = memory.total - memory.used
     if config.kv_cache_bytes > free:

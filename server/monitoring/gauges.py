@@ -84,6 +84,11 @@ class StateCollector(Collector):
             float(self._async_engine.is_alive),
         )
         yield GaugeMetricFamily(
+            "secateur_step_age_seconds",
+            "Since the engine step that runs began; 0 where none does. It grows while an engine hangs.",
+            self._async_engine.step_age_seconds,
+        )
+        yield GaugeMetricFamily(
             "secateur_requests_waiting", "Answers waiting to be computed.", step.num_waiting if step else 0
         )
         yield GaugeMetricFamily(
@@ -159,7 +164,7 @@ class StateCollector(Collector):
                 memory.process,
             ),
             "secateur_device_memory_used_bytes": (
-                "Held by all processes: by NVML on CUDA, what is not available on the CPU.",
+                "Held by all processes: what is not free on CUDA, what is not available on the CPU.",
                 memory.used,
             ),
             "secateur_device_memory_total_bytes": ("Memory of the device.", memory.total),

@@ -6,6 +6,7 @@ from pathlib import Path
 import psutil
 import torch
 
+FILE_PAGES = ("inactive_file ", "active_file ")
 PROC_CGROUP, CGROUPS = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
 
 
@@ -45,7 +46,7 @@ def process_bytes(device: torch.device) -> int:
 def _cgroups(proc: Path, root: Path) -> list[tuple[int, int]]:
     """Bytes used and allowed in each control group (version 2) around this process that has a limit.
 
-    What the kernel could take back at once, the pages of files that nobody uses, is not used.
+    What the kernel takes back before it ends a process, the pages of files, is not used.
     """
     try:
         names = [line[3:] for line in proc.read_text().splitlines() if line.startswith("0::")]
@@ -64,6 +65,6 @@ def _cgroups(proc: Path, root: Path) -> list[tuple[int, int]]:
             except (OSError, ValueError):
                 continue
             if limit.isdecimal():
-                idle = sum(int(line.split()[1]) for line in lines if line.startswith("inactive_file "))
+                idle = sum(int(line.split()[1]) for line in lines if line.startswith(FILE_PAGES))
                 found.append((max(0, used - idle), int(limit)))
     return found

@@ -50,17 +50,10 @@ def load_settings(kind: type[Settings], flags: Mapping[str, Any]) -> Settings:
 
 
 def unknown_variables(environment: Mapping[str, str]) -> list[str]:
-    """One line for each SECATEUR_* variable that no setting reads, with the nearest that one does.
-
-    And for keys that are none: an empty variable counts as one that is not set.
-    """
+    """One line for each SECATEUR_* variable that no setting reads, with the nearest that one does."""
     known = [ENV_PREFIX + name.upper() for name in known_names()]
     unknown = sorted(key for key in environment if key.startswith(ENV_PREFIX) and key not in known)
-    complaints = [f"{key} is no setting{nearest(key, known)}" for key in unknown]
-    keys = f"{ENV_PREFIX}API_KEYS"
-    if not environment.get(keys, "-").strip(", "):
-        complaints.append(f"{keys} is empty, as if it were not there: the server is open to all")
-    return complaints
+    return [f"{key} is no setting{nearest(key, known)}" for key in unknown]
 
 
 def groups(kind: type[CommandSettings]) -> dict[str, dict[str, FieldInfo]]:

@@ -72,7 +72,9 @@ class CommonSettings(TaskSettings, CommandSettings):
     """Which model, and where"""
 
     model: str = Field("math-mini", description="checkpoint directory, GGUF file, hub id, or math-mini")
-    cache_dir: Path | None = Field(None, description="where profiles are kept; default: ~/.cache/secateur")
+    cache_dir: Path | None = Field(
+        None, description="where profiles, answers and evidence are kept; default: ~/.cache/secateur"
+    )
     device: str = Field("auto", description="cpu, cuda, cuda:1 ...; auto takes CUDA where there is one")
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = Field(
         "auto",

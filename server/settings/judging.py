@@ -28,7 +28,9 @@ class EvaluatedSettings(BaseSettings):
     """The variant"""
 
     sparsity: Sparsity = Field(0.0, description="share of MLP neurons left out; 0: the dense model")
-    delta: Path | None = Field(None, description="file of `secateur compensate` that corrects the variant")
+    delta: Path | None = Field(
+        None, description="file of `secateur compensate` or `recover` that corrects the variant"
+    )
     out: Path | None = Field(None, description="JSON file to write: every answer, and what they amount to")
 
 

@@ -132,7 +132,9 @@ class VariantExportSettings(BaseSettings):
     sparsity: Sparsity = Field(description="share of MLP neurons to leave out")
     out: Path = Field(description="directory to write; empty, or not there yet")
     uniform: bool = Field(False, description="one width for all layers, whatever allocation says")
-    delta: Path | None = Field(None, description="file of `secateur compensate` to merge into the weights")
+    delta: Path | None = Field(
+        None, description="file of `secateur compensate` or `recover` to merge into the weights"
+    )
 
 
 class ExportSettings(VariantExportSettings, RankingSettings):

@@ -92,8 +92,9 @@ def test_whatever_changes_answers_starts_unproven(path, other):
 def test_only_what_the_verdict_rests_on_is_kept(path):
     store, pushed = EvidenceStore(path), list(outcomes(30))
     (change,) = judged(Judge(Criterion()), outcomes(200, drop=0.9)).changes
-    for outcome in pushed:
-        store.append([Entry(KEY, Verdict.UNPROVEN, 7, [outcome], [change] * 3)])
+    for number, outcome in enumerate(pushed):
+        changes = [dataclasses.replace(change, at=change.at + 3 * number + n) for n in range(3)]
+        store.append([Entry(KEY, Verdict.UNPROVEN, 7, [outcome], changes)])
     record = store.read(KEY)
     assert record.outcomes == tuple(pushed[-7:])
     assert len(record.changes) == KEPT_CHANGES
@@ -295,6 +296,37 @@ def test_two_processes_share_a_file_and_lose_nothing(path):
     items = [outcome.item_id for outcome in EvidenceStore(path).read(KEY).outcomes]
     for seed in (1, 2):
         assert [i for i in items if i.startswith(f"{seed}/")] == [o.item_id for o in outcomes(100, seed=seed)]
+
+
+def test_what_others_added_is_news_once_and_after_a_race_all_is_read_again(path):
+    first, second = EvidenceStore(path), EvidenceStore(path)
+    mine, theirs, more = (outcomes(count, seed=seed) for count, seed in ((6, 1), (4, 2), (3, 3)))
+    mine, theirs, more = list(mine), list(theirs), list(more)
+    entry = judged(Judge(Criterion()), mine)
+    first.append([entry])
+    assert second.news(KEY) is None, "it has never read it"
+    assert second.read(KEY).outcomes == tuple(mine)
+    assert second.news(KEY) == ()
+    first.append([Entry(KEY, Verdict.UNPROVEN, 100, theirs)])
+    assert second.news(KEY) == tuple(theirs)
+    assert second.news(KEY) == ()
+    first.append([Entry(KEY, Verdict.UNPROVEN, 100, more)])
+    second.append([Entry(KEY, Verdict.UNPROVEN, 1, [mine[0]])])  # before it has seen those
+    assert second.news(KEY) is None, "else its own would be news to it"
+    assert second.read(KEY).outcomes == (*mine, *theirs, *more, mine[0]), "nothing is deleted"
+    first.read(KEY)
+    first.append([Entry(KEY, Verdict.DEGRADED, 100, mine)])
+    assert second.news(KEY) is None, "of another base"
+
+
+def test_a_change_that_two_find_is_kept_once(path):
+    first, second = EvidenceStore(path), EvidenceStore(path)
+    entry = judged(Judge(Criterion()), list(outcomes(700)))
+    assert entry.changes
+    first.append([entry])
+    second.read(KEY)
+    second.append([dataclasses.replace(entry, outcomes=[])])
+    assert second.read(KEY).changes == tuple(entry.changes)
 
 
 def test_a_directory_in_the_place_of_the_file_is_the_disks_fault(path, caplog):

@@ -54,12 +54,6 @@ def test_keys_that_are_none_are_refused(given: list[str], tmp_path: Path) -> Non
         serve_settings("--config", str(file))
 
 
-def test_an_empty_variable_of_keys_is_told() -> None:
-    for value in ("", " ", ","):
-        assert "open to all" in " ".join(unknown_variables({"SECATEUR_API_KEYS": value}))
-    assert unknown_variables({"SECATEUR_API_KEYS": "key", "SECATEUR_ADMIN_KEY": ""}) == []
-
-
 def test_each_source_wins_over_the_one_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "secateur.yaml"
     file.write_text("port: 1\nhost: from-file\nblock_size: 8\n")

@@ -19,7 +19,7 @@ def group(path: Path, limit: str, used: int, idle: int = 0) -> None:
     path.mkdir(parents=True, exist_ok=True)
     (path / "memory.max").write_text(f"{limit}\n")
     (path / "memory.current").write_text(f"{used}\n")
-    (path / "memory.stat").write_text(f"anon 1\ninactive_file {idle}\nactive_file 7\n")
+    (path / "memory.stat").write_text(f"anon 1\ninactive_file {idle}\nactive_file 0\n")
 
 
 @pytest.fixture
