@@ -44,10 +44,12 @@ def _beside_the_paper(ground: Ground, ours: Curve, papers: Curve) -> Iterable[st
     pairs = {s: pair(ours[s], papers[s]) for s in both}
     shown = [s for s in both if pairs[s].is_shown_to_differ]
     where = "everywhere" if shown == both else ", ".join(f"at {s:.0%}" for s in shown) or "nowhere"
-    largest = max(found.p_value for found in pairs.values())
+    if shown:
+        where += f" (p at most {max(pairs[s].p_value for s in shown):.2g})"
+    others = "".join(f", not at {s:.0%} (p = {pairs[s].p_value:.2g})" for s in both if s not in shown)
     yield (
         f"of the dense model's accuracy *{OURS}* keeps, against the paper's score, {told}. That they differ "
-        f"is shown {where} (largest p = {largest:.2g})."
+        f"is shown {where}{others}."
     )
 
 

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import dataclasses
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
@@ -174,6 +175,29 @@ def test_a_full_queue_refuses(run) -> None:
         await collect(running.submit("later", prompt(9, 10)))
 
     run(test, max_num_seqs=2, max_waiting=3)
+
+
+def test_a_step_that_does_not_end_is_seen_by_its_age(run) -> None:
+    async def test(running: Running) -> None:
+        compute, end = running.inner._runner.run, threading.Event()
+
+        def hang(output: Any) -> Any:
+            end.wait()
+            return compute(output)
+
+        assert running.engine.step_age_seconds == 0
+        running.inner._runner.run = hang
+        stream = running.submit("a", prompt(1, 10))
+        await asyncio.sleep(0.2)
+        age = running.engine.step_age_seconds
+        await asyncio.sleep(0.1)
+        assert running.engine.step_age_seconds > age > 0
+        assert running.engine.is_alive, "nothing has failed"
+        end.set()
+        await collect(stream)
+        assert running.engine.step_age_seconds == 0
+
+    run(test)
 
 
 def test_a_dying_engine_tells_every_stream(run, caplog: pytest.LogCaptureFixture) -> None:
