@@ -190,6 +190,7 @@ def recover(
     counts = {
         "prompts": len(prompts),
         "answers": len(taught),
+        "trained_answers": len(training),
         "held_out_answers": len(judging),
         "held_out_tokens": sum(len(one.sequence.answer) for one in judging),
         "steps": len(done.steps),

@@ -52,6 +52,7 @@ def test_the_delta_and_its_report_are_told_and_nothing_else_is_left(
     assert len(report["steps_taken"]) == report["planned_steps"] == report["steps"] > 4
     assert report["held_out"][-1]["step"] == report["planned_steps"]
     assert report["settings"]["rank"] == 2
+    assert report["trained_answers"] + report["held_out_answers"] == report["answers"]
     [told] = [entry["held_out_kl_nats"] for entry in report["deltas"]]
     assert told["before"] == pytest.approx(report["held_out"][0]["divergence"][0])
     assert told["after"] < told["before"]
