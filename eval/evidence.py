@@ -130,12 +130,18 @@ class EvidenceStore:
 
     def read(self, key: EvidenceKey) -> Record:
         """What is kept for `key`; an empty record where it is new or cannot be read."""
+        return self.reread(key) or Record()
 
-        def read_all(connection: sqlite3.Connection, key: EvidenceKey) -> Record:
+    def reread(self, key: EvidenceKey) -> Record | None:
+        """The same, and None where it cannot be read: whoever knows something of it already keeps that."""
+
+        def read_all(connection: sqlite3.Connection, key: EvidenceKey) -> Record | None:
+            record = _read(connection, key)
             self._known[key.digest] = _state(connection, key)
-            return _read(connection, key)
+            return record
 
-        return self._read(key, read_all, Record())
+        nothing: Record | None = None
+        return self._read(key, read_all, nothing)
 
     def news(self, key: EvidenceKey) -> Sequence[Outcome] | None:
         """What other processes have added to `key` since it was read or written here last, oldest first.
@@ -200,7 +206,9 @@ class EvidenceStore:
     def _read(self, key: EvidenceKey, what: Callable[[sqlite3.Connection, EvidenceKey], T], nothing: T) -> T:
         with self._lock:
             try:
-                return what(self._connection, key)
+                with self._connection:  # all that is read is of one moment
+                    self._connection.execute("BEGIN")
+                    return what(self._connection, key)
             except SQLITE_ERRORS as error:
                 self._complain("read", error)
                 return nothing

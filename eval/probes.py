@@ -351,7 +351,10 @@ class Prober:
     def _news(self, file: "_File") -> "Sequence[Outcome] | _File":
         """What others have added, or all there is where that is not enough."""
         added = self._store.news(file.key)
-        return self._read(file.key) if added is None else added
+        if added is not None:
+            return added
+        record = self._store.reread(file.key)
+        return () if record is None else _File.of(file.key, record, self._criterion)
 
     def _take_over(self, variant: str, before: Verdict, file: "_File") -> None:
         self._files[file.key] = file

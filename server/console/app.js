@@ -33,8 +33,12 @@ function navigate() {
 /** Resolves once the question is answered; one question at a time. @type {Promise<boolean> | null} */
 let asking = null;
 
+/** Who does not want to give a key is not asked again before the next view. */
+let isDeclined = false;
+
 /** @param {string} told @returns {Promise<boolean>} whether there is a key to try */
 function askForKey(told) {
+  if (isDeclined) return Promise.resolve(false);
   asking ??= new Promise((resolve) => {
     const dialog = byId("key-dialog");
     tell(byId("key-told"), told);
@@ -44,6 +48,7 @@ function askForKey(told) {
       "close",
       () => {
         asking = null;
+        isDeclined = dialog.returnValue === "cancelled";
         const key = byId("api-key").value.trim();
         if (dialog.returnValue !== "cancelled" && key) keepKey("api", key);
         resolve(dialog.returnValue !== "cancelled" && key !== "");
@@ -81,6 +86,14 @@ addEventListener("keydown", ({ key }) => {
   menu.open = false;
   menu.querySelector("summary")?.focus();
 });
-addEventListener("hashchange", navigate);
+addEventListener("hashchange", () => {
+  isDeclined = false;
+  navigate();
+});
+// Its address would be taken for a view's.
+document.querySelector(".skip")?.addEventListener("click", (event) => {
+  event.preventDefault();
+  byId("main").focus();
+});
 navigate();
 begin();

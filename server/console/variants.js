@@ -67,7 +67,10 @@ export class VariantsView {
       : `not judged: ${reason}`;
     byId("variants-summary").textContent = `${shared}; ${judged}`;
     const focused = document.activeElement?.getAttribute("data-retires");
-    fillTable(byId("variant-table"), "Variants", COLUMNS, listing.data.map((variant) => this.#row(variant)));
+    // A button that is held down would not be there any more when it is let go.
+    if (byId("variant-table").querySelector(":active") === null) {
+      fillTable(byId("variant-table"), "Variants", COLUMNS, listing.data.map((variant) => this.#row(variant)));
+    }
     if (focused) document.querySelector(`[data-retires="${CSS.escape(focused)}"]`)?.focus();
     const select = byId("probe-variant");
     const ids = listing.data.map(({ id }) => id);
@@ -129,7 +132,14 @@ export class VariantsView {
 
   /** Says how far the run of probes has come. */
   async #follow() {
-    const run = await call(RUN);
+    let run;
+    try {
+      run = await call(RUN);
+    } catch (/** @type {any} */ error) {
+      if (error.status !== 0) this.#following = false; // the server is there, and knows of no run
+      byId("probe-run").hidden = !this.#following;
+      throw error;
+    }
     const progress = byId("probe-progress");
     progress.max = run.items;
     progress.value = run.items_done;

@@ -340,8 +340,10 @@ class AsyncEngine:
             while self._take_orders():
                 if self._engine.num_unfinished:
                     self._step_began = time.monotonic()
-                    outputs, stats = self._engine.step()
-                    self._step_began = None
+                    try:
+                        outputs, stats = self._engine.step()
+                    finally:
+                        self._step_began = None
                     self.observer.step(stats)
                     self._call_soon(self._deliver, outputs)
         except BaseException as error:  # the one place where nothing may escape

@@ -77,6 +77,16 @@ def test_keys_reach_what_a_mouse_does(live: Live, open_page: OpenPage) -> None:
     assert order[: len(wanted)] == wanted
 
 
+@pytest.mark.parametrize("view", VIEWS)
+def test_the_skip_link_leads_into_the_view_that_is_shown(live: Live, open_page: OpenPage, view: str) -> None:
+    with open_page(live, f"#{view}") as page:
+        expect(page.locator(f"#{view}")).to_be_visible()
+        page.keyboard.press("Tab")
+        page.keyboard.press("Enter")
+        expect(page.locator("#main")).to_be_focused()
+        expect(page.locator(f"#{view}")).to_be_visible()
+
+
 def test_escape_closes_the_options(live: Live, open_page: OpenPage) -> None:
     with open_page(live) as page:
         page.get_by_text("Options").press("Enter")

@@ -348,6 +348,22 @@ def test_two_servers_that_share_a_file_learn_from_each_other(tmp_path):
     assert reference.items + reference.repeats == 20 + 20 + 200 + 1 + 6, "of both"
 
 
+def test_what_cannot_be_read_again_takes_the_place_of_nothing(tmp_path):
+    first, second = (
+        World(store=EvidenceStore(tmp_path / "evidence.sqlite"), subjects=(DENSE, S20)) for _ in range(2)
+    )
+    second.run_now(items=20)
+    first.model.wrong = {"m:s20": 0.9}
+    first.run_now(items=200)
+    reread, second.store.reread = second.store.reread, lambda key: None
+    second.run_now(items=1)
+    evidence = second.prober.evidence("m:s20")
+    assert (evidence.verdict, evidence.items + evidence.repeats) == (Verdict.UNPROVEN, 21)
+    second.store.reread = reread
+    second.run_now(items=1)
+    assert second.prober.evidence("m:s20").verdict is Verdict.DEGRADED
+
+
 def test_a_verdict_by_another_tolerance_is_another(tmp_path):
     strict, patient = (
         World(store=EvidenceStore(tmp_path / "evidence.sqlite"), subjects=(DENSE, S20), tolerance=tolerance)

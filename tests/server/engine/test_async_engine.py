@@ -179,21 +179,24 @@ def test_a_full_queue_refuses(run) -> None:
 
 def test_a_step_that_does_not_end_is_seen_by_its_age(run) -> None:
     async def test(running: Running) -> None:
-        compute, end = running.inner._runner.run, threading.Event()
+        compute, begun, end = running.inner._runner.run, threading.Event(), threading.Event()
 
         def hang(output: Any) -> Any:
-            end.wait()
+            begun.set()
+            end.wait(60)
             return compute(output)
 
         assert running.engine.step_age_seconds == 0
         running.inner._runner.run = hang
         stream = running.submit("a", prompt(1, 10))
-        await asyncio.sleep(0.2)
-        age = running.engine.step_age_seconds
-        await asyncio.sleep(0.1)
-        assert running.engine.step_age_seconds > age > 0
-        assert running.engine.is_alive, "nothing has failed"
-        end.set()
+        try:
+            await asyncio.to_thread(begun.wait, 60)
+            age = running.engine.step_age_seconds
+            await asyncio.sleep(0.1)
+            assert running.engine.step_age_seconds > age > 0
+            assert running.engine.is_alive, "nothing has failed"
+        finally:
+            end.set()
         await collect(stream)
         assert running.engine.step_age_seconds == 0
 
@@ -212,6 +215,7 @@ def test_a_dying_engine_tells_every_stream(run, caplog: pytest.LogCaptureFixture
         with pytest.raises(EngineDeadError, match="RuntimeError: out of memory"):
             await collect(stream)
         assert not running.engine.is_alive
+        assert running.engine.step_age_seconds == 0
         assert isinstance(running.engine.death, RuntimeError)
         with pytest.raises(EngineDeadError):
             running.submit("b", prompt(1, 10))
