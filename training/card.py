@@ -165,8 +165,8 @@ def _reading(results: dict[str, Any]) -> str:
     if halved["accuracy"]["high"] >= results["curves"][0]["points"][0]["accuracy"]["low"]:
         lines += [
             "",
-            "By that, half of the neurons can go: the model is larger than its task needs. The study asked more",
-            "problems, and a small loss shows earlier. Do not expect this of models that know more.",
+            "By that, half of the neurons can go: the model is larger than its task needs. The study asked",
+            "more problems, and a small loss shows earlier. Do not expect this of models that know more.",
         ]
     return "\n".join(lines)
 
