@@ -172,8 +172,7 @@ def memory_bound(max_memory: float | None, device: torch.device) -> int:
     """Bytes that measuring may take: `max_memory` GiB, else what is free now."""
     if max_memory is not None:
         return int(max_memory * 2**30)
-    memory = device_memory(device)
-    return memory.total - memory.used
+    return device_memory(device).free
 
 
 def _measure(

@@ -105,8 +105,7 @@ def load_sizes(
 
 def _check_room(config: EngineConfig) -> None:
     """Our kernels' cache becomes resident as it is written: too large a one ends the process only then."""
-    memory = device_memory(torch.device("cpu"))
-    free = memory.total - memory.used
+    free = device_memory(torch.device("cpu")).free
     if config.kv_cache_bytes > free:
         raise EngineConfigError(
             f"the KV cache may come to take {config.kv_cache_bytes / 2**30:.2f} GiB, and beside the weights "

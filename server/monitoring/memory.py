@@ -24,6 +24,11 @@ class DeviceMemory:
     used: int
     total: int
 
+    @property
+    def free(self) -> int:
+        """What is left for anybody."""
+        return self.total - self.used
+
 
 def device_memory(device: torch.device) -> DeviceMemory:
     """As it stands now."""
