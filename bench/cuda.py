@@ -20,9 +20,9 @@ from tqdm import tqdm
 from bench.costs import Geometry
 from bench.environment import provenance
 from bench.limits import Limits
-from pruning.checkpoint import Checkpoint, default_cache_dir, open_checkpoint
-from pruning.ranking import Ranking, rank
-from pruning.widths import exact_sparsity, widths_at
+from pruning.checkpoints.checkpoint import Checkpoint, default_cache_dir, open_checkpoint
+from pruning.ranking.ranking import Ranking, rank
+from pruning.ranking.widths import exact_sparsity, widths_at
 from server.engine.config import EngineConfig
 from server.engine.engine import Engine, load_engine
 from server.engine.request import Request, SamplingParams

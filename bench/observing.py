@@ -24,8 +24,8 @@ from bench.measure import Figures, spread, summary
 from bench.servers import LOGS, print_result, running, secateur
 from bench.targets import WITH_METRICS, WITHOUT_METRICS
 from bench.workloads import CONCURRENCY, NEW_TOKENS, Workloads
-from pruning.checkpoint import open_checkpoint
-from pruning.ranking import unranked
+from pruning.checkpoints.checkpoint import open_checkpoint
+from pruning.ranking.ranking import unranked
 from server.engine.async_engine import AsyncEngine
 from server.engine.request import RequestStats, SamplingParams
 from server.engine.stats import EngineObserver, StepStats

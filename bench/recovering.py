@@ -10,15 +10,15 @@ import time
 
 import torch
 
-from pruning.batches import TokenSequence
-from pruning.calibration import load_network
-from pruning.checkpoint import default_cache_dir, open_checkpoint
+from pruning.calibration.batches import TokenSequence
+from pruning.calibration.calibration import load_network
+from pruning.checkpoints.checkpoint import default_cache_dir, open_checkpoint
 from pruning.delta import Delta, DeltaProvenance
-from pruning.ranking import rank
+from pruning.ranking.ranking import rank
+from pruning.ranking.widths import widths_at
 from pruning.recovery.loss import TopTokens, losses
 from pruning.recovery.network import AdaptedNetwork, AdapterSettings
 from pruning.recovery.packing import pack
-from pruning.widths import widths_at
 from server.engine.kernels.delta import pack_delta
 from server.engine.kernels.library import load_library
 from server.settings import RecoverSettings

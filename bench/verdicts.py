@@ -8,8 +8,8 @@ import math
 import random
 from collections.abc import Iterator
 
-from eval.sequential import ChangeDetector, SafetyTest
-from eval.verdicts import Criterion
+from eval.probing.sequential import ChangeDetector, SafetyTest
+from eval.probing.verdicts import Criterion
 
 CRITERION = Criterion()
 VARIANTS = 400

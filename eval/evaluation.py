@@ -12,7 +12,7 @@ from tqdm import tqdm
 from eval.generate import Generate
 from eval.grading import GradedAnswer, Grader, for_each
 from eval.provenance import Provenance
-from eval.results import ResultsError, Score
+from eval.study.results import ResultsError, Score
 from eval.subject import VariantFacts
 from eval.task import Task, TaskItem
 from pruning.files import write_atomically

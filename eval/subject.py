@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from eval.generate import Generate
-from pruning.ranking import Order
+from pruning.ranking.ranking import Order
 
 REVERSED_SUFFIX = ", reversed"  # of the name of a strategy that removes the best first
 

@@ -1,6 +1,6 @@
 """What one variant owns besides its width: low-rank matrices added to its linear maps, y += B (A x).
 
-Knows how deltas are stored, and which network each belongs to. Fits none (compensation.py) and computes no
+Knows how deltas are stored, and which network each belongs to. Fits none (compensation/) and computes no
 forward pass: what a served variant does with one is the engine's.
 """
 
@@ -17,9 +17,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from pruning.checkpoints.fingerprints import SHOWN_DIGITS
 from pruning.errors import DeltaError, ForeignDeltaError
 from pruning.files import write_atomically
-from pruning.fingerprints import SHOWN_DIGITS
 
 Projection = Literal["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 Setting = str | int | float

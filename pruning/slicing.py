@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from pruning.activations import mlps
+from pruning.calibration.activations import mlps
 from pruning.delta import Delta, weight_name
 from pruning.errors import ProfileError
-from pruning.ranking import Ranking
+from pruning.ranking.ranking import Ranking
 
 if TYPE_CHECKING:  # takes a second and 80 MB to import; who has a model has done it
     from transformers import PreTrainedModel

@@ -12,8 +12,8 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel, SerializeAsAny, SerializerFunctionWrapHandler, model_serializer
 
-from server.engine.async_engine import Delta
 from server.engine.request import FinishReason, TokenLogprobs
+from server.engine.stream import TextDelta
 from server.generation import Choice, TokenUsage
 from server.policy import Decision, Reason
 from server.tokenization import PromptTokenizer
@@ -141,7 +141,7 @@ class AnswerFormat(ABC):
         told = [self._whole_choice(index, choice) for index, choice in enumerate(choices)]
         return self._answer(self.whole_object, told, usage=_usage(usage), secateur=self._applied())
 
-    def part(self, index: int, delta: Delta) -> Answer:
+    def part(self, index: int, delta: TextDelta) -> Answer:
         """The chunk for one delta; the first of all says what was applied."""
         secateur = None if self._begun else self._applied()
         choice = self._part_choice(index, delta)
@@ -156,7 +156,7 @@ class AnswerFormat(ABC):
     def _whole_choice(self, index: int, choice: Choice) -> BaseModel: ...
 
     @abstractmethod
-    def _part_choice(self, index: int, delta: Delta) -> BaseModel: ...
+    def _part_choice(self, index: int, delta: TextDelta) -> BaseModel: ...
 
     def _answer(
         self,
@@ -220,10 +220,10 @@ class CompletionFormat(AnswerFormat):
     def _whole_choice(self, index: int, choice: Choice) -> CompletionChoice:
         return self._choice(index, choice)
 
-    def _part_choice(self, index: int, delta: Delta) -> CompletionChoice:
+    def _part_choice(self, index: int, delta: TextDelta) -> CompletionChoice:
         return self._choice(index, delta)
 
-    def _choice(self, index: int, said: Choice | Delta) -> CompletionChoice:
+    def _choice(self, index: int, said: Choice | TextDelta) -> CompletionChoice:
         text, unscored = said.text, list[int]()
         if self._echoes and index not in self._begun:
             echo = self._echoes[index]
@@ -280,7 +280,7 @@ class ChatFormat(AnswerFormat):
             finish_reason=choice.finish_reason,
         )
 
-    def _part_choice(self, index: int, delta: Delta) -> ChatChunkChoice:
+    def _part_choice(self, index: int, delta: TextDelta) -> ChatChunkChoice:
         content = {"content": delta.text} if delta.text else {}
         if index not in self._begun:
             content = {"role": "assistant", "content": delta.text}

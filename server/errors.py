@@ -33,7 +33,7 @@ from typing import Any, ClassVar
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
-from eval.verdicts import Evidence, VerdictChange
+from eval.probing.verdicts import Evidence, VerdictChange
 from pruning.errors import DeltaError, ForeignDeltaError, SecateurError
 from server.engine.errors import EngineDeadError, PromptTooLongError, QueueFullError
 from server.judging.evidence import change_object, evidence_object

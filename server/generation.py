@@ -11,8 +11,9 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
-from server.engine.async_engine import AsyncEngine, Delta, RequestStream
+from server.engine.async_engine import AsyncEngine
 from server.engine.request import FinishReason, RequestStats, SamplingParams, ScoringParams, TokenLogprobs
+from server.engine.stream import RequestStream, TextDelta
 from server.engine.variant import Variant
 from server.errors import InvalidValueError, ShuttingDownError
 from server.monitoring.metrics import Metrics
@@ -243,14 +244,14 @@ class Generation:
                 self._streams.append(stream)
             self._owner.metrics.prompt(variant.name, len(prompt))
 
-    async def deltas(self) -> AsyncGenerator[tuple[int, Delta], None]:
+    async def deltas(self) -> AsyncGenerator[tuple[int, TextDelta], None]:
         """What every choice's stream delivers, as it comes, with the index of the choice.
 
         Raises:
             EngineDeadError: the engine died.
             ShuttingDownError: it was aborted by `Generations.abort_all`.
         """
-        inbox: asyncio.Queue[tuple[int, Delta | None]] = asyncio.Queue()
+        inbox: asyncio.Queue[tuple[int, TextDelta | None]] = asyncio.Queue()
         sampler = self._owner.sampler
 
         async def pump(index: int, stream: RequestStream) -> None:
@@ -271,7 +272,7 @@ class Generation:
             num_running = len(pumps)
             while num_running:
                 index, item = await inbox.get()
-                if isinstance(item, Delta):
+                if isinstance(item, TextDelta):
                     yield index, item
                 else:
                     num_running -= 1

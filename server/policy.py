@@ -5,7 +5,7 @@ from enum import Enum
 from itertools import takewhile
 from typing import Literal
 
-from eval.verdicts import Evidence, Verdict
+from eval.probing.verdicts import Evidence, Verdict
 from server.engine.variant import Variant
 from server.errors import (
     DegradedVariantError,

@@ -9,7 +9,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
-from eval.probes import MAX_RUN_ITEMS
+from eval.probing.prober import MAX_RUN_ITEMS
 from server.engine.request import SamplingParams, ScoringParams
 from server.errors import InvalidValueError, UnsupportedFieldError
 from server.policy import AUTO, Ask

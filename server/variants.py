@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Protocol
 
-from eval.guard import GuardEvidence
-from eval.verdicts import Evidence, Verdict, VerdictChange
+from eval.probing.guard import GuardEvidence
+from eval.probing.verdicts import Evidence, Verdict, VerdictChange
 from pruning.delta import Delta
 from server.engine.delta import ServedDelta
 from server.engine.variant import Variant

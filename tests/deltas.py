@@ -4,9 +4,9 @@ from collections.abc import Sequence
 
 import torch
 
-from pruning.checkpoint import Checkpoint
+from pruning.checkpoints.checkpoint import Checkpoint
 from pruning.delta import PROJECTIONS, Delta, DeltaProvenance, LowRank, Projection
-from pruning.ranking import Ranking
+from pruning.ranking.ranking import Ranking
 
 
 def random_delta(

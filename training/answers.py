@@ -12,9 +12,9 @@ import torch
 from tqdm import tqdm
 from transformers import GenerationConfig, PreTrainedModel
 
-from pruning.answers import Answers
-from pruning.architectures import architecture_of, eos_token_ids
-from pruning.batches import grouped
+from pruning.calibration.answers import Answers
+from pruning.calibration.batches import grouped
+from pruning.checkpoints.architectures import architecture_of, eos_token_ids
 
 KV_BYTES = 2**30  # for one batch
 MAX_ROWS = 64

@@ -16,14 +16,14 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokeni
 from eval.statistics import wilson_interval
 from eval.task import TaskItem
 from eval.tasks.arithmetic import ArithmeticTask
-from pruning.answers import prompt_token_ids
-from pruning.calibration import CalibrationData, build_profile
-from pruning.checkpoint import Checkpoint, default_cache_dir, open_checkpoint
-from pruning.profile import SelectivityProfile
-from pruning.ranking import Order, Ranking, rank
-from pruning.scores import SCORES
+from pruning.calibration.answers import prompt_token_ids
+from pruning.calibration.calibration import CalibrationData, build_profile
+from pruning.calibration.profile import SelectivityProfile
+from pruning.checkpoints.checkpoint import Checkpoint, default_cache_dir, open_checkpoint
+from pruning.ranking.ranking import Order, Ranking, rank
+from pruning.ranking.scores import SCORES
+from pruning.ranking.widths import Allocation, exact_sparsity, widths_at
 from pruning.slicing import slice_model
-from pruning.widths import Allocation, exact_sparsity, widths_at
 from training.answers import own_answers
 
 DTYPE = torch.bfloat16  # the one that the checkpoint is stored in

@@ -16,8 +16,8 @@ import torch
 
 from eval import evaluation as evaluations
 from eval.evaluation import Evaluation
-from eval.paired import compare
 from eval.provenance import provenance
+from eval.study.paired import compare
 from pruning.delta import load_delta
 from pruning.errors import NothingGainedError
 from pruning.files import write_atomically

@@ -10,7 +10,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from eval.plots import STYLE
+from eval.study.plots import STYLE
 
 RESULTS_FILE, REPORT_FILE, PLOT_FILE = "results.json", "report.md", "accuracy.svg"
 COMPENSATED, ALONE, TOGETHER = "compensated", "one adapter each", "one adapter for all"

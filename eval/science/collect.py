@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from eval import evaluation as evaluations
-from eval import results as studies
 from eval.evaluation import Evaluation
 from eval.provenance import Provenance
-from eval.results import Score, StudyResults
 from eval.science.published import PAPER_METHOD, RANDOM_METHODS
+from eval.study import results as studies
+from eval.study.results import Score, StudyResults
 from eval.subject import REVERSED_SUFFIX
 from pruning.errors import SecateurError
-from pruning.scores import DEFAULT_SCORE
+from pruning.ranking.scores import DEFAULT_SCORE
 
 MODELS = ("coder-0.5b", "coder-1.5b")
 TASKS = ("humaneval", "gsm8k")

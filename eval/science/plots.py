@@ -8,7 +8,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from eval.plots import STYLE
 from eval.science.collect import CORRECTED, DENSE, MODELS, TASKS, Ground, Point, order_and_rest
 from eval.science.published import (
     ACCURACY,
@@ -19,6 +18,7 @@ from eval.science.published import (
     published_retention,
 )
 from eval.science.reading import OURS
+from eval.study.plots import STYLE
 
 ACCURACY_PLOT, RETENTION_PLOT = "science-accuracy.svg", "science-retention.svg"
 CORRECTIONS_PLOT = "science-corrections.svg"

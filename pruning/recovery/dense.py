@@ -17,9 +17,9 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 from tqdm import tqdm
 
-from pruning.activations import decoder
-from pruning.batches import TokenSequence
-from pruning.checkpoint import Checkpoint
+from pruning.calibration.activations import decoder
+from pruning.calibration.batches import TokenSequence
+from pruning.checkpoints.checkpoint import Checkpoint
 from pruning.errors import DeltaError
 from pruning.files import write_atomically
 from pruning.recovery.loss import LOGIT_ROWS, TopTokens

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from pruning.checkpoint import Checkpoint
+from pruning.checkpoints.checkpoint import Checkpoint
 from pruning.errors import DeltaError
 from pruning.recovery.loss import LOGIT_ROWS
 

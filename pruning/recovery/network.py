@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 from torch.utils.checkpoint import checkpoint
 
-from pruning.activations import decoder, mlps
+from pruning.calibration.activations import decoder, mlps
 from pruning.delta import PROJECTIONS, LowRank, Projection
 from pruning.errors import DeltaError
-from pruning.ranking import Ranking
+from pruning.ranking.ranking import Ranking
 from pruning.recovery.packing import PackedRow
 from pruning.slicing import slice_model
 

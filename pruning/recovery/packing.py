@@ -11,7 +11,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from pruning.batches import TokenSequence
+from pruning.calibration.batches import TokenSequence
 
 Row = tuple[int, ...]  # which sequences are in it
 EPOCHS_APART = 1_000_003  # so that no epoch of one seed is an epoch of another

@@ -15,13 +15,13 @@ from typing import Any
 
 import torch
 
-from pruning.answers import Answers, held_out, prompt_token_ids
-from pruning.batches import TokenSequence, with_answers
-from pruning.calibration import load_network
-from pruning.checkpoint import Checkpoint
+from pruning.calibration.answers import Answers, held_out, prompt_token_ids
+from pruning.calibration.batches import TokenSequence, with_answers
+from pruning.calibration.calibration import load_network
+from pruning.checkpoints.checkpoint import Checkpoint
 from pruning.delta import Delta, DeltaProvenance, Setting
 from pruning.errors import DeltaError, NothingGainedError
-from pruning.ranking import Ranking
+from pruning.ranking.ranking import Ranking
 from pruning.recovery.dense import DenseSource, TaughtSequence, dense_sequences
 from pruning.recovery.memory import TrainingMemory
 from pruning.recovery.network import AdaptedNetwork, AdapterSettings

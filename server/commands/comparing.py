@@ -11,23 +11,23 @@ from typing import TYPE_CHECKING
 import torch
 from tqdm import tqdm
 
-from eval.comparison import Candidate, Comparison, Measured, compare
-from eval.comparison_report import render
-from eval.comparison_store import ComparisonStore, as_json
+from eval.comparison.comparison import Candidate, Comparison, Measured, compare
+from eval.comparison.report import render
+from eval.comparison.store import ComparisonStore, as_json
 from eval.provenance import provenance
 from eval.task import Task
 from eval.tasks.registry import open_task
-from pruning.answers import prompt_token_ids
-from pruning.batches import with_answers
-from pruning.calibration import load_network
-from pruning.checkpoint import Checkpoint
-from pruning.divergence import AnswerDivergence, DenseReference
-from pruning.masking import keeping, kept_neurons
-from pruning.profile import Provenance, SelectivityProfile
-from pruning.ranking import Ranking, rank
-from pruning.ranking_file import SavedRanking
-from pruning.scores import SCORES, protected_neurons
-from pruning.widths import Allocation, exact_sparsity, widths_at
+from pruning.calibration.answers import prompt_token_ids
+from pruning.calibration.batches import with_answers
+from pruning.calibration.calibration import load_network
+from pruning.calibration.profile import Provenance, SelectivityProfile
+from pruning.checkpoints.checkpoint import Checkpoint
+from pruning.ranking.divergence import AnswerDivergence, DenseReference
+from pruning.ranking.masking import keeping, kept_neurons
+from pruning.ranking.ranking import Ranking, rank
+from pruning.ranking.ranking_file import SavedRanking
+from pruning.ranking.scores import SCORES, protected_neurons
+from pruning.ranking.widths import Allocation, exact_sparsity, widths_at
 from server.loading.profiles import measured_answers, measuring_on, open_model, profile_for_serving
 from server.loading.rankings import open_ranking
 from server.settings import CompareSettings, SettingsError

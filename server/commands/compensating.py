@@ -4,10 +4,10 @@ import shutil
 from pathlib import Path
 
 from eval.tasks.registry import open_calibration
-from pruning.compensation import CompensationSettings, compensate
+from pruning.compensation.compensation import CompensationSettings, compensate
 from pruning.delta import Delta
 from pruning.errors import DeltaError
-from pruning.widths import widths_at
+from pruning.ranking.widths import widths_at
 from server.loading.profiles import (
     calibration_data,
     measured_answers,

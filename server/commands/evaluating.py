@@ -12,12 +12,12 @@ from eval.endpoint import Endpoint, ServedSubject, open_endpoint
 from eval.evaluation import Evaluation, answer_items, summary
 from eval.evaluation import save as save_evaluation
 from eval.generate import Generate
-from eval.journal import Journal, open_journal
 from eval.provenance import provenance
-from eval.report import threshold_sentence, write_report
-from eval.results import StudyResults, StudyRun, score, summarise
-from eval.results import save as save_results
-from eval.study import Cell, Study
+from eval.study.journal import Journal, open_journal
+from eval.study.report import threshold_sentence, write_report
+from eval.study.results import StudyResults, StudyRun, score, summarise
+from eval.study.results import save as save_results
+from eval.study.study import Cell, Study
 from eval.subject import Strategy, Subject, VariantFacts
 from eval.task import Task, TaskItem
 from eval.tasks.registry import open_task

@@ -6,9 +6,9 @@ from pathlib import Path
 import torch
 
 from pruning.delta import load_delta
-from pruning.export import export_checkpoint
-from pruning.model_card import model_card
-from pruning.widths import widths_at
+from pruning.export.export import export_checkpoint
+from pruning.export.model_card import model_card
+from pruning.ranking.widths import widths_at
 from server.loading.profiles import open_model
 from server.loading.rankings import ranked
 from server.settings import ExportSettings

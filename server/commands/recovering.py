@@ -14,6 +14,7 @@ from eval.tasks.registry import open_calibration
 from pruning.delta import load_delta
 from pruning.errors import DeltaError
 from pruning.files import write_atomically
+from pruning.ranking.widths import widths_at
 from pruning.recovery.network import AdapterSettings
 from pruning.recovery.processes import Processes, joined
 from pruning.recovery.recovery import (
@@ -25,7 +26,6 @@ from pruning.recovery.recovery import (
     recover,
 )
 from pruning.recovery.training import TrainingSettings
-from pruning.widths import widths_at
 from server.loading.dense_answers import dense_answers
 from server.loading.devices import resolve_device, resolve_dtype
 from server.loading.profiles import cache_directory, memory_bound, open_model

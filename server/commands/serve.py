@@ -1,64 +1,26 @@
-"""The composition root of `secateur serve`: settings in, a process that serves until a signal comes.
+"""The process of `secateur serve`: settings in, a service until a signal comes.
 
-Everything that is built is built here, in the order in which it can fail: the cheap first.
+What serves is put together in server/service.py.
 """
 
 import gc
-import json
 import logging
 import os
-import random
-import secrets
 import socket
-from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-import torch
 import uvicorn
-from fastapi import FastAPI
 
-from eval.evidence import EvidenceStore
-from eval.guard import Compare, Guard, guard_prompts
-from eval.probes import Identity
-from eval.task import Task, TaskError
-from eval.tasks.registry import open_task
-from eval.verdicts import Criterion
-from pruning.checkpoint import Checkpoint
-from pruning.ranking import Ranking
-from pruning.widths import Allocation
-from server import __version__
-from server.app import build_app
-from server.engine.async_engine import AsyncEngine
-from server.engine.config import EngineConfig
-from server.engine.engine import Engine
-from server.engine.kernels import without_reason
-from server.generation import Generations
-from server.judging.guarding import EngineCompare
-from server.judging.probing import EngineGenerate, ProbesOff, Probing
-from server.judging.shadow import ShadowScorer
-from server.loading.deltas import read_delta
-from server.loading.profiles import cache_directory, open_model
-from server.loading.rankings import ranked
-from server.loading.safety import SafeMargin, SafetyFile
-from server.loading.sizes import engine_config, load_sizes
-from server.monitoring.efficiency import CostModel
-from server.monitoring.gauges import StateCollector
-from server.monitoring.live_source import LiveSource
-from server.monitoring.metrics import Metrics
-from server.monitoring.power import POWERCAP, open_energy_meter
-from server.policy import VariantPolicy
+from server.loading.profiles import open_model
+from server.service import assemble, load_model
 from server.settings import ServeSettings, SettingsError
 from server.shutdown import FLUSH_SECONDS, GracefulServer
-from server.tokenization import PromptTokenizer
-from server.variants import VariantRegistry, VariantStatus
+from server.summary import summary
 
 if TYPE_CHECKING:  # what it imports need not be installed
     from server.monitoring.tracing import Tracing
 
 logger = logging.getLogger(__name__)
-
-CONFIDENCE = 0.95  # of verdicts and bounds
 
 
 def serve(settings: ServeSettings) -> None:
@@ -87,168 +49,10 @@ def serve(settings: ServeSettings) -> None:
             service.generations,
             settings.shutdown_timeout_seconds,
             on_drain=service.drain,
-            on_started=lambda: print(_summary(settings, loaded, service.probing, listener), flush=True),
+            on_started=lambda: print(summary(settings, loaded, service.probing, listener), flush=True),
         )
         _listen(listener, settings)
         server.run(sockets=[listener])
-
-
-@dataclass(frozen=True)
-class LoadedModel:
-    """A model in memory, its neurons in order, its variants on offer."""
-
-    checkpoint: Checkpoint
-    ranking: Ranking
-    margin: SafeMargin
-    engine: Engine
-    registry: VariantRegistry
-
-
-def load_model(settings: ServeSettings, checkpoint: Checkpoint) -> LoadedModel:
-    """Ranks the neurons by the model's profile and loads the variants.
-
-    Raises:
-        SecateurError: as `serve`.
-    """
-    config = engine_config(settings, checkpoint)
-    known = ranked(settings, checkpoint)
-    ranking, allocation = known.ranking, known.allocation
-    studied = SafetyFile(cache_directory(settings), ranking.digest, allocation, settings.quantization)
-    margin = studied.margin(settings.safe_sparsity)
-    _check_default(settings, margin)
-    engine, registry = load_variants(settings, checkpoint, ranking, allocation, config)
-    return LoadedModel(checkpoint, ranking, margin, engine, registry)
-
-
-def load_variants(
-    settings: ServeSettings,
-    checkpoint: Checkpoint,
-    ranking: Ranking,
-    allocation: Allocation,
-    config: EngineConfig,
-) -> tuple[Engine, VariantRegistry]:
-    """Reads the neurons that the widest variant keeps, and puts the variants on offer.
-
-    Raises:
-        ModelError, EngineConfigError: the checkpoint is damaged, or too much was asked of it.
-        DeltaError: a delta cannot be read, or is of another model, ranking or width.
-    """
-    deltas = [read_delta(path) for path in settings.deltas]
-    engine, builder = load_sizes(
-        checkpoint,
-        ranking,
-        allocation,
-        settings.sparsities,
-        config,
-        deltas=[named.delta for named in deltas],
-        progress=True,
-    )
-    registry = VariantRegistry(builder, settings.sparsities, settings.default_variant_sparsity, deltas)
-    return engine, registry
-
-
-@dataclass(frozen=True)
-class Service:
-    """The application, and what runs in it."""
-
-    app: FastAPI
-    generations: Generations
-    probing: Probing | ProbesOff
-
-    def drain(self) -> None:
-        """Takes no new requests and ends the probes; what runs goes on."""
-        self.generations.drain()
-        if isinstance(self.probing, Probing):
-            self.probing.cancel()
-
-
-def assemble(
-    settings: ServeSettings,
-    loaded: LoadedModel,
-    *,
-    tracing: "Tracing | None" = None,
-    powercap: Path = POWERCAP,
-) -> Service:
-    """The application over a loaded model.
-
-    Args:
-        tracing: is told of every request, and shut down with the application.
-        powercap: where the kernel counts joules.
-    """
-    engine, registry = loaded.engine, loaded.registry
-    tokenizer = loaded.checkpoint.tokenizer()
-    prompt_tokenizer = PromptTokenizer(tokenizer, loaded.checkpoint.config.vocab_size)
-    task = _task(settings, has_chat_template=bool(tokenizer.chat_template))
-    graded = None if isinstance(task, ProbesOff) else task
-    metrics = Metrics()
-    async_engine = AsyncEngine(
-        engine, tokenizer.backend_tokenizer, metrics, graded.answered if graded else None
-    )
-    metrics.registry.register(
-        StateCollector(
-            metrics,
-            engine,
-            async_engine,
-            registry,
-            CostModel(loaded.checkpoint, engine),
-            open_energy_meter(torch.device(engine.config.device), powercap),
-            graded.name if graded else None,
-        )
-    )
-    shadow = ShadowScorer(
-        async_engine, registry, settings.shadow_share, metrics.shadowed, random.Random(secrets.randbits(64))
-    )
-    generations = Generations(
-        async_engine,
-        registry,
-        VariantPolicy(
-            loaded.margin.sparsity,
-            settings.allow_unsafe,
-            settings.on_degraded,
-            settings.auto_accuracy_drop,
-            settings.probe_tolerance,
-        ),
-        metrics,
-        max_requests=engine.config.max_num_seqs + engine.config.max_waiting,
-        max_waiting=engine.config.max_waiting,
-        sampler=shadow,
-        observer=tracing,
-    )
-    probing: Probing | ProbesOff
-    if isinstance(task, ProbesOff):
-        probing = task
-    else:
-        store = EvidenceStore(cache_directory(settings) / "evidence.sqlite")
-        compare = EngineCompare(async_engine, registry, prompt_tokenizer, metrics.probed)
-        probing = Probing(
-            task,
-            EngineGenerate(async_engine, registry, prompt_tokenizer, metrics.probed),
-            registry,
-            store,
-            identity=_identity(loaded),
-            criterion=Criterion(settings.probe_tolerance, CONFIDENCE),
-            budget=settings.probe_budget,
-            workload=metrics.workload,
-            blocked=lambda: generations.num_waiting > 0,
-            on_verdict=metrics.verdict_changed,
-            guard=_guard(settings, task, compare, store),
-            at_once=loaded.engine.config.max_num_seqs,
-        )
-        registry.consult(probing)
-    app = build_app(
-        settings=settings,
-        engine=async_engine,
-        generations=generations,
-        registry=registry,
-        tokenizer=prompt_tokenizer,
-        metrics=metrics,
-        probing=probing,
-        shadow=shadow,
-        live=LiveSource(engine, generations, metrics, probing),
-        max_model_len=engine.config.max_model_len,
-        tracing=tracing,
-    )
-    return Service(app, generations, probing)
 
 
 def _bind(host: str, port: int) -> socket.socket:
@@ -291,94 +95,3 @@ def _tracing(settings: ServeSettings) -> "Tracing | None":
             f"traces need OpenTelemetry ({error}): pip install 'secateur[otel]', or leave traces off"
         ) from error
     return open_tracing()
-
-
-def _task(settings: ServeSettings, *, has_chat_template: bool) -> Task | ProbesOff:
-    """What variants are judged by; without it they are served all the same, unproven."""
-    try:
-        task = open_task(settings.task, settings.task_options())
-    except TaskError as error:
-        reason = str(error)
-    else:
-        if has_chat_template:
-            return task
-        reason = "the model has no chat template, and probes are chats"
-    logger.warning("variants are not judged while serving: %s", reason)
-    return ProbesOff(reason)
-
-
-def _guard(settings: ServeSettings, task: Task, compare: Compare, store: EvidenceStore) -> Guard | None:
-    """Watches variants beside the task; a task of one's own may have no general prompts, and does without."""
-    try:
-        prompts = guard_prompts(settings.guard_prompts, task)
-    except TaskError as error:
-        if settings.guard_prompts is not None:
-            raise
-        logger.warning("variants are not watched beside the task: %s; give --guard-prompts", error)
-        return None
-    return Guard(prompts, compare, store)
-
-
-def _identity(loaded: LoadedModel) -> Identity:
-    checkpoint, config = loaded.checkpoint, loaded.engine.config
-    kernels = without_reason(loaded.engine.kernels)
-    ends = sorted(checkpoint.eos_token_ids)
-    return Identity(
-        model=f"{checkpoint.fingerprint} {checkpoint.tokenizer_fingerprint}",
-        ranking=loaded.ranking.digest,
-        computation=f"{config.device.partition(':')[0]} {config.precision} {kernels} {ends}",
-    )
-
-
-def _check_default(settings: ServeSettings, margin: SafeMargin) -> None:
-    default = settings.default_variant_sparsity
-    if default > margin.sparsity and not settings.allow_unsafe:
-        raise SettingsError(
-            f"the default variant's sparsity {default:g} is beyond the safe {margin.sparsity:g} "
-            f"({margin.source}): set allow_unsafe, raise safe_sparsity or serve a smaller sparsity"
-        )
-
-
-def _summary(
-    settings: ServeSettings, loaded: LoadedModel, probing: Probing | ProbesOff, listener: socket.socket
-) -> str:
-    engine, registry, margin = loaded.engine, loaded.registry, loaded.margin
-    host, port = listener.getsockname()[:2]
-    url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-    statuses = registry.offer().statuses
-    config = engine.config
-    open_to_all = [
-        status.variant
-        for status in statuses
-        if settings.allow_unsafe or status.variant.sparsity <= margin.sparsity
-    ]
-    body = {
-        "model": open_to_all[-1].name,
-        "messages": [
-            {"role": "user", "content": "Tom has 3 boxes of 12 eggs. He sells 7. How many are left?"}
-        ],
-        "temperature": 0,
-    }
-    lines = [
-        f"secateur {__version__} serves {registry.model} on {url}",
-        "",
-        f"{'variant':<28} {'sparsity':>8} {'parameters':>13} {'alone':>13}",
-        *(_summary_row(status) for status in statuses),
-        "",
-        f"safe up to {margin.sparsity:g}: {margin.source}",
-        str(probing),
-        f"{config.device}, {config.precision}, {torch.get_num_threads()} threads; all variants share "
-        f"{engine.weight_bytes / 1e6:.2f} MB of weights; KV cache {engine.kv_bytes / 2**30:.2f} GiB",
-        "",
-        f"curl {url}/v1/chat/completions -H 'content-type: application/json' \\",
-        f"  -d '{json.dumps(body)}'",
-    ]
-    return "\n".join(["", *(f"  {line}".rstrip() for line in lines), ""])
-
-
-def _summary_row(status: VariantStatus) -> str:
-    variant = status.variant
-    return (
-        f"{variant.name:<28} {variant.exact_sparsity:>8.4f} {variant.parameters / 1e6:>11.2f} M "
-        f"{variant.standalone_bytes / 1e6:>10.2f} MB  {'default' if status.is_default else ''}"
-    )

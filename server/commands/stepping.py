@@ -4,10 +4,10 @@ import logging
 from pathlib import Path
 
 from eval.tasks.registry import open_calibration
-from pruning.calibration import start_calibration
-from pruning.ranking_file import SavedRanking
-from pruning.scores import SCORES
-from pruning.stepwise import Steps, StepsSoFar, load_steps, rank_in_steps, steps_key
+from pruning.calibration.calibration import start_calibration
+from pruning.ranking.ranking_file import SavedRanking
+from pruning.ranking.scores import SCORES
+from pruning.ranking.stepwise import Steps, StepsSoFar, load_steps, rank_in_steps, steps_key
 from server.loading.profiles import (
     calibration_data,
     measured_answers,

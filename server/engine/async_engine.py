@@ -1,7 +1,7 @@
 """Runs the engine on a thread of its own and hands each request's tokens to the event loop as text.
 
-The engine's thread computes; the event loop turns tokens into text and finds stop strings and loops, while
-the next step is already running. Whatever ends a request (its last token, a stop string, a client that left,
+The engine's thread computes; the event loop turns tokens into text (stream.py) while the next step is already
+running. Whatever ends a request (its last token, a stop string, a client that left,
 the engine's death), it ends exactly once, its blocks come back, and the observer hears of it, unless it was
 background work.
 """
@@ -12,208 +12,19 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
 
 from tokenizers import Tokenizer
 
-from eval.traps import LoopDetector, Trap, classify
 from server.engine.detokenizer import Detokenizer
 from server.engine.engine import Engine, TokenOutput
 from server.engine.errors import EngineDeadError, QueueFullError
-from server.engine.request import (
-    BACKGROUND,
-    FinishReason,
-    Request,
-    RequestStats,
-    SamplingParams,
-    ScoringParams,
-    TokenLogprobs,
-)
+from server.engine.request import BACKGROUND, Request, SamplingParams, ScoringParams
 from server.engine.stats import EngineObserver
+from server.engine.stream import RequestStream
 from server.engine.variant import Variant
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Delta:
-    """What one or more new tokens added to an answer. `finish_reason` is set on the last.
-
-    A request of `max_tokens` 0 has one delta, without tokens.
-    """
-
-    text: str
-    token_ids: tuple[int, ...]
-    logprobs: tuple[TokenLogprobs, ...]  # one a token where asked for, else empty
-    finish_reason: FinishReason | None
-    prompt_logprobs: tuple[TokenLogprobs, ...] = ()  # what `ScoringParams` asked for, on the first delta
-
-
-class RequestStream:
-    """The answer to one request as it comes: an async iterator of `Delta`.
-
-    Iterating raises EngineDeadError if the engine dies first, and ends without a finish reason if the request
-    is aborted meanwhile. `abort()` belongs in a `finally`.
-
-    Attributes:
-        token_ids: of the answer, as far as it has been delivered.
-        recorded: one a token where `SamplingParams.recorded_logprobs` asks for it, else empty.
-        stats: None until the request has ended.
-    """
-
-    def __init__(self, engine: "AsyncEngine", request: Request, detokenizer: Detokenizer) -> None:
-        self._engine = engine
-        self._request = request
-        self._detokenizer = detokenizer
-        self._loop_detector = LoopDetector()
-        self._text: list[str] = []
-        self._inbox: asyncio.Queue[TokenOutput | EngineDeadError | None] = asyncio.Queue()
-        self._first_output_time: float | None = None
-        self._last_output_time: float | None = None
-        self._first_token_time: float | None = None
-        self._last_delivery = request.arrival_time
-        self.token_ids: list[int] = []
-        self.recorded: list[TokenLogprobs] = []
-        self.stats: RequestStats | None = None
-
-    @property
-    def variant(self) -> Variant:
-        return self._request.variant
-
-    @property
-    def is_background(self) -> bool:
-        return self._request.is_background
-
-    @property
-    def prompt_token_ids(self) -> Sequence[int]:
-        return self._request.prompt_token_ids
-
-    @property
-    def num_prompt_tokens(self) -> int:
-        return len(self._request.prompt_token_ids)
-
-    @property
-    def num_generated_tokens(self) -> int:
-        return len(self.token_ids)
-
-    @property
-    def num_cached_tokens(self) -> int:
-        return self._request.num_cached_tokens
-
-    def __aiter__(self) -> AsyncIterator[Delta]:
-        return self
-
-    async def __anext__(self) -> Delta:
-        if self.stats is not None:
-            raise StopAsyncIteration
-        outputs: list[TokenOutput] = []
-        item = await self._inbox.get()
-        while isinstance(item, TokenOutput):  # a slow reader gets all there is at once
-            outputs.append(item)
-            if self._inbox.empty():
-                return self._take(outputs)
-            item = self._inbox.get_nowait()
-        if outputs:
-            self._inbox.put_nowait(item)
-            return self._take(outputs)
-        if item is None:
-            raise StopAsyncIteration
-        self._end(FinishReason.ERROR)
-        raise item
-
-    def abort(self) -> None:
-        """Ends the request if it has not ended. May be called at any time, any number of times."""
-        self._end(FinishReason.ABORT)
-        self._inbox.put_nowait(None)
-
-    def put(self, item: TokenOutput | EngineDeadError) -> None:
-        """For the engine: the next thing to deliver."""
-        self._inbox.put_nowait(item)
-
-    def _take(self, outputs: list[TokenOutput]) -> Delta:
-        text, reason, looping = "", None, False
-        for count, output in enumerate(outputs, start=1):
-            if output.token_id is not None:
-                text += self._detokenizer.push(output.token_id)
-                looping = self._loop_detector.push(output.token_id)
-            reason = output.finish_reason
-            if looping and reason is None and self._request.sampling.stop_on_loop:
-                reason = FinishReason.LOOP
-            if reason is not None and not self._detokenizer.stopped:
-                text += self._detokenizer.flush()
-            if self._detokenizer.stopped:
-                reason = FinishReason.STOP
-            if reason is not None:
-                outputs = outputs[:count]
-                break
-        if self._first_output_time is None:
-            self._first_output_time = outputs[0].time
-        self._last_output_time = outputs[-1].time
-        token_ids = tuple(output.token_id for output in outputs if output.token_id is not None)
-        logprobs = [output.logprobs for output in outputs if output.logprobs is not None]
-        delta = Delta(
-            text=text,
-            token_ids=token_ids,
-            logprobs=self._reported(logprobs),
-            finish_reason=reason,
-            prompt_logprobs=() if self.token_ids else tuple(self._request.scored),
-        )
-        self._text.append(text)
-        self._keep(token_ids, logprobs)
-        if reason is not None:
-            self._end(reason)
-        return delta
-
-    def _reported(self, logprobs: Sequence[TokenLogprobs]) -> tuple[TokenLogprobs, ...]:
-        """As many alternatives as the client asked for: the engine gives all that somebody did."""
-        count = self._request.sampling.logprobs
-        if count is None:
-            return ()
-        return tuple(replace(position, top=position.top[:count]) for position in logprobs)
-
-    def _keep(self, token_ids: Sequence[int], logprobs: Sequence[TokenLogprobs]) -> None:
-        if not token_ids:
-            return
-        now = time.monotonic()
-        first = self._first_token_time is None
-        if first:
-            self._first_token_time = now
-        self.token_ids += token_ids
-        if self._request.sampling.recorded_logprobs is not None:
-            self.recorded += logprobs
-        if not self.is_background:
-            self._engine.observer.tokens(
-                self.variant.name, len(token_ids), first=first, seconds=now - self._last_delivery
-            )
-        self._last_delivery = now
-
-    def _end(self, reason: FinishReason) -> None:
-        if self.stats is not None:
-            return
-        self.stats = RequestStats(
-            variant=self.variant,
-            finish_reason=reason,
-            arrival_time=self._request.arrival_time,
-            first_scheduled_time=self._request.first_scheduled_time,
-            first_output_time=self._first_output_time,
-            first_token_time=self._first_token_time,
-            last_output_time=self._last_output_time,
-            finished_time=time.monotonic(),
-            prompt_tokens=self.num_prompt_tokens,
-            cached_tokens=self.num_cached_tokens,
-            generated_tokens=self.num_generated_tokens,
-            trap=self._trap(reason),
-        )
-        self._engine.forget(self._request)
-        if not self.is_background:
-            self._engine.observer.finished(self.stats)
-
-    def _trap(self, reason: FinishReason) -> Trap:
-        if not self.token_ids:  # the prompt alone was wanted
-            return Trap.NONE
-        looping = self._loop_detector.looping_when_cut_off
-        return classify("".join(self._text), reason.value, self._engine.answered, looping=looping)
 
 
 class AsyncEngine:
@@ -234,7 +45,7 @@ class AsyncEngine:
         self._engine = engine
         self._tokenizer = tokenizer
         self.observer = observer
-        self.answered = answered
+        self._answered = answered
         self._streams: dict[str, RequestStream] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
@@ -321,14 +132,16 @@ class AsyncEngine:
         assert request_id not in self._streams, f"request id {request_id} is in use"
         request = Request(request_id, prompt_token_ids, variant, sampling, priority=priority, scoring=scoring)
         detokenizer = Detokenizer(self._tokenizer, prompt_token_ids, sampling.stop)
-        stream = self._streams[request_id] = RequestStream(self, request, detokenizer)
+        stream = self._streams[request_id] = RequestStream(
+            request, detokenizer, self.observer, self._answered, self._forget
+        )
         with self._wake:
             self._added.append(request)
             self._wake.notify()
         return stream
 
-    def forget(self, request: Request) -> None:
-        """For the streams: this request has ended, whether the engine knows or not."""
+    def _forget(self, request: Request) -> None:
+        """A request has ended, whether the engine knows or not."""
         del self._streams[request.request_id]
         with self._wake:
             self._dropped.add(request)

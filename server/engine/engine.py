@@ -7,9 +7,9 @@ from typing import NamedTuple
 import torch
 from transformers import PretrainedConfig
 
-from pruning.checkpoint import Checkpoint
+from pruning.checkpoints.checkpoint import Checkpoint
 from pruning.delta import Delta
-from pruning.ranking import Ranking
+from pruning.ranking.ranking import Ranking
 from server.engine.config import EngineConfig
 from server.engine.delta import ServedDelta
 from server.engine.errors import EngineConfigError, PromptTooLongError
@@ -83,8 +83,8 @@ class Engine:
         limit = self.config.max_model_len
         if num_prompt_tokens + max_tokens > limit:
             raise PromptTooLongError(
-                f"the prompt has {num_prompt_tokens:,} tokens and up to {max_tokens:,} were asked for; "
-                f"together they may be {limit:,} (max_model_len): shorten the prompt or ask for fewer tokens"
+                f"the prompt has {num_prompt_tokens:,} tokens and the answer up to {max_tokens:,}; "
+                f"together they may have {limit:,} (max_model_len): shorten the prompt or lower max_tokens"
             )
 
     def add(self, request: Request) -> None:

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from transformers import PretrainedConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-from pruning.architectures import architecture_of
+from pruning.checkpoints.architectures import architecture_of
 from pruning.delta import Delta
 from server.engine.attention import AttentionPlan, PagedKV
 from server.engine.batch import Batch

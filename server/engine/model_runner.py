@@ -13,7 +13,7 @@ from server.engine.model import Decoder
 from server.engine.nested_mlp import NeuronBlock, neuron_blocks
 from server.engine.request import TokenLogprobs
 from server.engine.sampler import SampledToken, sample
-from server.engine.scheduler import ScheduledRequest, SchedulerOutput
+from server.engine.scheduler_output import ScheduledRequest, SchedulerOutput
 from server.engine.scoring import RowToScore, score
 from server.engine.variant import Variant
 

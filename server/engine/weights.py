@@ -13,9 +13,9 @@ from typing import TypeVar
 import torch
 from tqdm import tqdm
 
-from pruning.checkpoint import Checkpoint
-from pruning.ranking import Ranking
-from pruning.tensors import TensorReader
+from pruning.checkpoints.checkpoint import Checkpoint
+from pruning.checkpoints.tensors import TensorReader
+from pruning.ranking.ranking import Ranking
 from server.engine.quantization import QuantizedMatrix, Weight, quantize
 
 _ROWS_PER_SLICE = 1024  # of a matrix: the memory that reading takes on top of what is kept

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 
 from eval.generate import Answer, AnswerEnd, GenerateError
 from pruning.errors import SecateurError
-from server.engine.async_engine import AsyncEngine, RequestStream
+from server.engine.async_engine import AsyncEngine
 from server.engine.request import FinishReason, SamplingParams
+from server.engine.stream import RequestStream
 from server.engine.variant import Variant
 from server.tokenization import PromptTokenizer
 

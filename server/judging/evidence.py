@@ -5,8 +5,8 @@ Formats what is handed in; judges nothing.
 
 from typing import Any
 
-from eval.guard import GuardEvidence
-from eval.verdicts import Evidence, VerdictChange
+from eval.probing.guard import GuardEvidence
+from eval.probing.verdicts import Evidence, VerdictChange
 
 
 def evidence_object(evidence: Evidence, now: float) -> dict[str, Any]:

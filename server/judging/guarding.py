@@ -1,11 +1,11 @@
-"""The serving engine as an `eval.guard.Compare`: behind all users, like every probe."""
+"""The serving engine as an `eval.probing.guard.Compare`: behind all users, like every probe."""
 
 import asyncio
 import itertools
 from collections.abc import Callable, Sequence
 
 from eval.generate import GenerateError
-from eval.guard import Compared, Likeness
+from eval.probing.guard import Compared, Likeness
 from pruning.errors import SecateurError
 from server.engine.async_engine import AsyncEngine
 from server.engine.request import BACKGROUND, SamplingParams

@@ -16,9 +16,9 @@ from typing import Any
 
 from eval.generate import Answer, Generate
 from eval.subject import Strategy, VariantFacts
-from pruning.checkpoint import Checkpoint
-from pruning.ranking import Ranking
-from pruning.widths import Allocation, widths_at
+from pruning.checkpoints.checkpoint import Checkpoint
+from pruning.ranking.ranking import Ranking
+from pruning.ranking.widths import Allocation, widths_at
 from server.engine.async_engine import AsyncEngine
 from server.engine.config import EngineConfig
 from server.engine.kernels import choose_kernels

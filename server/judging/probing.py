@@ -11,13 +11,13 @@ from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from eval.budget import TokenBucket
-from eval.evidence import EvidenceStore
 from eval.generate import Answer, GenerateError
-from eval.guard import Guard, GuardEvidence
-from eval.probes import Identity, Prober, Subject
+from eval.probing.budget import TokenBucket
+from eval.probing.evidence_store import EvidenceStore
+from eval.probing.guard import Guard, GuardEvidence
+from eval.probing.prober import Identity, Prober, Subject
+from eval.probing.verdicts import Criterion, Evidence, Verdict, VerdictChange
 from eval.task import Task
-from eval.verdicts import Criterion, Evidence, Verdict, VerdictChange
 from pruning.errors import SecateurError
 from server.engine.async_engine import AsyncEngine
 from server.engine.request import BACKGROUND, SamplingParams

@@ -10,8 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eval.generate import GenerateError
-from server.engine.async_engine import AsyncEngine, RequestStream
+from server.engine.async_engine import AsyncEngine
 from server.engine.request import BACKGROUND, SamplingParams, ScoringParams, TokenLogprobs
+from server.engine.stream import RequestStream
 from server.engine.variant import Variant
 
 RECORDED_LOGPROBS = 64

@@ -12,7 +12,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from pruning.errors import SecateurError
-from server.engine.async_engine import AsyncEngine, RequestStream
+from server.engine.async_engine import AsyncEngine
+from server.engine.stream import RequestStream
 from server.engine.variant import Variant
 from server.judging.agreement import Agreement, ShadowOutcome, agreement
 from server.judging.rescoring import RECORDED_LOGPROBS, Recording, rescore

@@ -9,15 +9,15 @@ from typing import Any
 
 import torch
 
-from eval.study import TIMED_REQUESTS
+from eval.study.study import TIMED_REQUESTS
 from eval.subject import REVERSED_SUFFIX, Strategy
 from eval.task import Task, TaskItem
-from pruning.answers import prompt_token_ids
-from pruning.checkpoint import Checkpoint
-from pruning.profile import SelectivityProfile
-from pruning.ranking import Ranking, rank, unranked
-from pruning.scores import SCORES, Score, random_score
-from pruning.widths import Allocation
+from pruning.calibration.answers import prompt_token_ids
+from pruning.calibration.profile import SelectivityProfile
+from pruning.checkpoints.checkpoint import Checkpoint
+from pruning.ranking.ranking import Ranking, rank, unranked
+from pruning.ranking.scores import SCORES, Score, random_score
+from pruning.ranking.widths import Allocation
 from server.engine.config import EngineConfig
 from server.judging.local import LocalSubject
 from server.loading.deltas import read_delta

@@ -15,12 +15,12 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from pruning.answers import Answers, prompt_token_ids
-from pruning.calibration import check_lengths
-from pruning.checkpoint import Checkpoint
+from pruning.calibration.answers import Answers, prompt_token_ids
+from pruning.calibration.calibration import check_lengths
+from pruning.calibration.memory import spare_bytes
+from pruning.checkpoints.checkpoint import Checkpoint
 from pruning.errors import ProfileError
-from pruning.memory import spare_bytes
-from pruning.ranking import unranked
+from pruning.ranking.ranking import unranked
 from server.engine.config import Dtype, EngineConfig
 from server.engine.engine import load_engine
 from server.engine.request import Request, SamplingParams

@@ -1,6 +1,6 @@
 """Finds the profile that a model is served with, or has it measured.
 
-Knows where profiles lie and when one may be used; measures nothing itself (pruning/calibration.py).
+Knows where profiles lie and when one may be used; measures nothing itself: that is pruning/calibration/.
 """
 
 import gc
@@ -13,10 +13,10 @@ import torch
 
 from eval.task import CalibrationSource
 from eval.tasks.registry import open_calibration
-from pruning.answers import Answers
-from pruning.calibration import CalibrationData, build_profile
-from pruning.checkpoint import Checkpoint, default_cache_dir, open_checkpoint
-from pruning.profile import SelectivityProfile, load
+from pruning.calibration.answers import Answers
+from pruning.calibration.calibration import CalibrationData, build_profile
+from pruning.calibration.profile import SelectivityProfile, load
+from pruning.checkpoints.checkpoint import Checkpoint, default_cache_dir, open_checkpoint
 from server.loading.dense_answers import dense_answers
 from server.loading.devices import cpu_multiplies_bfloat16, resolve_device, resolve_dtype
 from server.monitoring.memory import device_memory

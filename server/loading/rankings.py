@@ -3,12 +3,12 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from pruning.checkpoint import Checkpoint
-from pruning.profile import Provenance, SelectivityProfile
-from pruning.ranking import Ranking, rank
-from pruning.ranking_file import SavedRanking, load_ranking
-from pruning.scores import SCORES
-from pruning.widths import Allocation
+from pruning.calibration.profile import Provenance, SelectivityProfile
+from pruning.checkpoints.checkpoint import Checkpoint
+from pruning.ranking.ranking import Ranking, rank
+from pruning.ranking.ranking_file import SavedRanking, load_ranking
+from pruning.ranking.scores import SCORES
+from pruning.ranking.widths import Allocation
 from server.loading.profiles import profile_for_serving
 from server.settings import AllocationName, RankingSettings, ScoreName, SettingsError
 

@@ -11,7 +11,7 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from pruning.files import write_atomically
-from pruning.widths import Allocation
+from pruning.ranking.widths import Allocation
 from server.engine.config import Quantization
 
 logger = logging.getLogger(__name__)

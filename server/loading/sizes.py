@@ -9,10 +9,10 @@ from typing import NamedTuple
 
 import torch
 
-from pruning.checkpoint import Checkpoint
+from pruning.checkpoints.checkpoint import Checkpoint
 from pruning.delta import Delta
-from pruning.ranking import Ranking
-from pruning.widths import Allocation, exact_sparsity, widths_at
+from pruning.ranking.ranking import Ranking
+from pruning.ranking.widths import Allocation, exact_sparsity, widths_at
 from server.engine.config import EngineConfig
 from server.engine.engine import Engine, load_engine
 from server.engine.errors import EngineConfigError

@@ -8,7 +8,7 @@ values, norms, rotation, softmax, and the embedding's one row. Measures nothing 
 
 from dataclasses import dataclass
 
-from pruning.checkpoint import Checkpoint
+from pruning.checkpoints.checkpoint import Checkpoint
 from server.engine.engine import Engine
 from server.engine.variant import Variant
 from server.engine.weights import has_own_head

@@ -9,7 +9,7 @@ import torch
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from eval.verdicts import Evidence, Verdict
+from eval.probing.verdicts import Evidence, Verdict
 from server import __version__
 from server.engine.async_engine import AsyncEngine
 from server.engine.engine import Engine

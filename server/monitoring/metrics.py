@@ -12,8 +12,8 @@ from typing import NamedTuple
 from prometheus_client import CollectorRegistry, Counter, Histogram, disable_created_metrics
 from prometheus_client.samples import Sample
 
+from eval.probing.verdicts import Verdict
 from eval.traps import Trap
-from eval.verdicts import Verdict
 from server.engine.request import FinishReason, RequestStats
 from server.engine.stats import StepStats
 from server.errors import error_codes

@@ -11,8 +11,8 @@ from tempfile import TemporaryDirectory
 
 from prometheus_client import Metric
 
-from server.commands.serve import assemble, load_model
 from server.loading.profiles import open_model
+from server.service import assemble, load_model
 from server.settings import ServeSettings, load_settings
 
 PAGE = Path(__file__).parents[2] / "docs" / "reference" / "metrics.md"

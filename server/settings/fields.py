@@ -72,6 +72,6 @@ ScoreName = Literal[
     "magnitude",
     "random",
 ]
-DEFAULT_SCORE: ScoreName = "taylor2_mixed"  # as in pruning/scores.py, which takes torch to import
+DEFAULT_SCORE: ScoreName = "taylor2_mixed"  # as in pruning/ranking/scores.py, which takes torch to import
 AllocationName = Literal["auto", "uniform", "global"]
 Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]

@@ -11,14 +11,15 @@ import httpx
 import torch
 import uvicorn
 
-from pruning.checkpoint import Checkpoint, open_checkpoint
-from pruning.ranking import Ranking, rank
-from server.commands.serve import LoadedModel, assemble, engine_config, load_variants
+from pruning.checkpoints.checkpoint import Checkpoint, open_checkpoint
+from pruning.ranking.ranking import Ranking, rank
 from server.engine.engine import Engine
 from server.generation import Generations
 from server.loading.safety import SafeMargin
+from server.loading.sizes import engine_config
 from server.monitoring.power import POWERCAP
 from server.monitoring.tracing import Tracing
+from server.service import LoadedModel, assemble, load_variants
 from server.settings import ServeSettings
 from server.shutdown import GracefulServer
 from tests.tiny import tiny_checkpoint

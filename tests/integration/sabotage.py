@@ -6,9 +6,9 @@ from typing import Any
 
 import torch
 
-from pruning.checkpoint import open_checkpoint
-from pruning.ranking import rank
-from pruning.tensors import TensorReader
+from pruning.checkpoints.checkpoint import open_checkpoint
+from pruning.checkpoints.tensors import TensorReader
+from pruning.ranking.ranking import rank
 from server.engine.engine import Engine
 from server.loading.profiles import EMBEDDED_MODELS
 from tests.integration.live import Tiny

@@ -17,7 +17,7 @@ import pytest
 
 from eval.endpoint import Endpoint, open_endpoint
 from eval.generate import Answer, Generate, GenerateError
-from eval.results import load
+from eval.study.results import load
 from eval.subject import Strategy
 from eval.tasks.arithmetic import ArithmeticTask
 from server.__main__ import EXIT_FAILED, main

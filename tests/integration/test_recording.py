@@ -6,7 +6,7 @@ from typing import Any
 import httpx
 import pytest
 
-from server.engine.async_engine import RequestStream
+from server.engine.stream import RequestStream
 from server.engine.variant import Variant
 from tests.integration.live import Live
 from tests.integration.sse import chunks

@@ -6,7 +6,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from pruning.widths import widths_at
+from pruning.ranking.widths import widths_at
 from tests.deltas import random_delta
 from tests.integration.live import MAX_MODEL_LEN, Live, Tiny, running
 

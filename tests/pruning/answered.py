@@ -2,9 +2,9 @@
 
 import torch
 
-from pruning.answers import Answers, prompt_token_ids
-from pruning.calibration import CalibrationData, load_network
-from pruning.checkpoint import Checkpoint
+from pruning.calibration.answers import Answers, prompt_token_ids
+from pruning.calibration.calibration import CalibrationData, load_network
+from pruning.checkpoints.checkpoint import Checkpoint
 from training.answers import own_answers
 
 

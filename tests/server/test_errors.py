@@ -4,7 +4,7 @@ import pytest
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
-from eval.verdicts import Verdict, VerdictChange
+from eval.probing.verdicts import Verdict, VerdictChange
 from pruning.errors import ModelError
 from server.engine.errors import EngineDeadError, PromptTooLongError, QueueFullError
 from server.errors import DegradedVariantError, RequestError, error_codes, request_error

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from eval.verdicts import Evidence, Verdict
+from eval.probing.verdicts import Evidence, Verdict
 from server.engine.variant import Variant
 from server.errors import (
     DegradedVariantError,

@@ -8,8 +8,8 @@ from typing import get_args
 
 import pytest
 
-from pruning.scores import DEFAULT_SCORE, SCORES
-from pruning.widths import Allocation
+from pruning.ranking.scores import DEFAULT_SCORE, SCORES
+from pruning.ranking.widths import Allocation
 from server import __version__
 from server.__main__ import EXIT_USAGE, main
 from server.cli import COMMANDS, command_line, default_text, flag, parse_arguments

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 import pytest
 import torch
 
-from eval.verdicts import Evidence, Verdict, VerdictChange
+from eval.probing.verdicts import Evidence, Verdict, VerdictChange
 from pruning.delta import Delta, DeltaProvenance, LowRank
 from pruning.errors import ForeignDeltaError
 from server.engine.delta import ServedDelta, TorchDelta

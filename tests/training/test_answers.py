@@ -6,8 +6,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from pruning.answers import prompt_token_ids
-from pruning.checkpoint import Checkpoint, open_checkpoint
+from pruning.calibration.answers import prompt_token_ids
+from pruning.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from tests.tiny import tiny_checkpoint
 from training import answers as answers_module
 from training.answers import own_answers

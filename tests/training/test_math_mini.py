@@ -6,7 +6,7 @@ import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from eval.tasks.arithmetic import ArithmeticTask
-from pruning.checkpoint import open_checkpoint
+from pruning.checkpoints.checkpoint import open_checkpoint
 from training.card import render
 from training.math_mini import EMBEDDED, learning_rate_factor
 from training.measure import SPARSITIES, STRATEGIES

@@ -6,10 +6,10 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel
 
-from pruning.batches import TokenSequence
-from pruning.calibration import load_network
-from pruning.checkpoint import Checkpoint, open_checkpoint
-from pruning.ranking import Ranking, rank
+from pruning.calibration.batches import TokenSequence
+from pruning.calibration.calibration import load_network
+from pruning.checkpoints.checkpoint import Checkpoint, open_checkpoint
+from pruning.ranking.ranking import Ranking, rank
 from pruning.recovery.dense import TaughtSequence
 from pruning.recovery.loss import TopTokens
 from pruning.recovery.network import AdaptedNetwork, AdapterSettings

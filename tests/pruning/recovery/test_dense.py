@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from pruning.batches import TokenSequence
-from pruning.checkpoint import Checkpoint
+from pruning.calibration.batches import TokenSequence
+from pruning.checkpoints.checkpoint import Checkpoint
 from pruning.errors import DeltaError
 from pruning.recovery import dense
 from pruning.recovery.dense import DenseSource, TaughtSequence, dense_sequences

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pruning.checkpoint import Checkpoint
+from pruning.checkpoints.checkpoint import Checkpoint
 from pruning.delta import PROJECTIONS, Delta, DeltaProvenance, LowRank
 from pruning.recovery.network import Layers
 from pruning.recovery.packing import PackedRow, pack
@@ -119,7 +119,7 @@ def test_neurons_that_a_variant_lacks_learn_nothing_from_it(tmp_path: Path) -> N
 def test_a_gpu_finds_the_same_gradients(tmp_path: Path) -> None:
     if not torch.cuda.is_available():
         pytest.skip("no CUDA device")
-    from pruning.calibration import load_network
+    from pruning.calibration.calibration import load_network
     from pruning.recovery.network import AdaptedNetwork
     from tests.pruning.recovery.support import ADAPTER
 

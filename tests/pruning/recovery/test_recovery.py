@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from pruning.answers import held_out
-from pruning.batches import with_answers
-from pruning.compensation import _dealt as dealt_by_compensation
+from pruning.calibration.answers import held_out
+from pruning.calibration.batches import with_answers
+from pruning.compensation.compensation import _dealt as dealt_by_compensation
 from pruning.errors import DeltaError
 from pruning.recovery.dense import TaughtSequence
 from pruning.recovery.loss import TopTokens

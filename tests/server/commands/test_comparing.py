@@ -8,12 +8,12 @@ import pytest
 import torch
 
 from eval.tasks.arithmetic import ArithmeticTask
-from pruning.calibration import Calibration
-from pruning.checkpoint import open_checkpoint
-from pruning.divergence import DenseReference
+from pruning.calibration.calibration import Calibration
+from pruning.checkpoints.checkpoint import open_checkpoint
 from pruning.errors import RankingError
-from pruning.ranking_file import load_ranking
-from pruning.widths import widths_at
+from pruning.ranking.divergence import DenseReference
+from pruning.ranking.ranking_file import load_ranking
+from pruning.ranking.widths import widths_at
 from server.__main__ import EXIT_FAILED, EXIT_USAGE, main
 from server.commands import stepping
 from server.loading import dense_answers

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from transformers import AutoModelForCausalLM
 
-from pruning.profile import load
-from pruning.widths import exact_sparsity, widths_at
+from pruning.calibration.profile import load
+from pruning.ranking.widths import exact_sparsity, widths_at
 from server.__main__ import EXIT_FAILED, main
 from server.loading.profiles import open_model
 from server.loading.rankings import ranking_of

@@ -6,8 +6,8 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from pruning.checkpoint import open_checkpoint
-from pruning.ranking import rank
+from pruning.checkpoints.checkpoint import open_checkpoint
+from pruning.ranking.ranking import rank
 from server.engine import kernels
 from tests.server.engine.support import Loaded
 from tests.tiny import FAMILIES, tiny_checkpoint

@@ -7,10 +7,10 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from pruning.checkpoint import Checkpoint
-from pruning.ranking import Ranking
+from pruning.checkpoints.checkpoint import Checkpoint
+from pruning.ranking.ranking import Ranking
+from pruning.ranking.widths import exact_sparsity
 from pruning.slicing import slice_model
-from pruning.widths import exact_sparsity
 from server.engine.config import EngineConfig
 from server.engine.engine import Engine, load_engine
 from server.engine.request import Request, SamplingParams

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from eval.traps import Trap
-from server.engine.async_engine import AsyncEngine, Delta, RequestStream
+from server.engine.async_engine import AsyncEngine
 from server.engine.engine import Engine
 from server.engine.errors import EngineDeadError, QueueFullError
 from server.engine.request import (
@@ -21,6 +21,7 @@ from server.engine.request import (
     ScoringParams,
 )
 from server.engine.stats import StepStats
+from server.engine.stream import RequestStream, TextDelta
 from tests.server.engine.support import GREEDY, Loaded, generate, prompt
 
 
@@ -92,7 +93,7 @@ def run(load: Callable[..., Loaded]) -> Callable[..., None]:
     return runner
 
 
-async def collect(stream: RequestStream) -> list[Delta]:
+async def collect(stream: RequestStream) -> list[TextDelta]:
     return [delta async for delta in stream]
 
 
@@ -269,7 +270,7 @@ LOOPING = SamplingParams(max_tokens=300, temperature=0, logit_bias={5: 1000.0})
 )
 def test_an_answer_that_loops_ends_where_it_was_asked_to(run, answered: Any, trap: Trap) -> None:
     async def test(running: Running) -> None:
-        running.engine.answered = answered
+        running.engine._answered = answered
         stopping = dataclasses.replace(LOOPING, stop_on_loop=True)
         deltas = await collect(running.submit("a", prompt(1, 10), stopping))
         whole = await collect(running.submit("b", prompt(1, 10), LOOPING))

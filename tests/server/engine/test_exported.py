@@ -8,7 +8,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from pruning.errors import ForeignDeltaError
-from pruning.export import export_checkpoint
+from pruning.export.export import export_checkpoint
 from pruning.slicing import merge_delta
 from tests.deltas import random_delta
 from tests.server.engine.support import Loaded, generate, logit_gap, prompt

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from server.engine.kv_cache import BlockPool
 from server.engine.lookup import Lookup, num_right
 from server.engine.request import BACKGROUND, FinishReason, Request, SamplingParams
-from server.engine.scheduler import Scheduler, SchedulerOutput
+from server.engine.scheduler import Scheduler
+from server.engine.scheduler_output import SchedulerOutput
 from server.engine.variant import Variant
 from tests.server.engine.support import GREEDY, SCHEDULING, generate, prompt
 

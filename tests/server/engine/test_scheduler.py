@@ -19,7 +19,8 @@ from server.engine.request import (
     ScoringParams,
     TokenLogprobs,
 )
-from server.engine.scheduler import Scheduler, SchedulerOutput
+from server.engine.scheduler import Scheduler
+from server.engine.scheduler_output import SchedulerOutput
 from server.engine.variant import Variant
 from tests.server.engine.support import SCHEDULING as CONFIG
 

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 import torch
 
-from pruning.answers import Answers, prompt_token_ids
-from pruning.calibration import load_network
-from pruning.checkpoint import Checkpoint, open_checkpoint
+from pruning.calibration.answers import Answers, prompt_token_ids
+from pruning.calibration.calibration import load_network
+from pruning.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from pruning.errors import MemoryBoundError, ProfileError
 from server.loading import dense_answers as module
 from server.loading.dense_answers import dense_answers

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from eval.task import TaskError
+from pruning.calibration.profile import load
 from pruning.errors import StaleProfileError
-from pruning.profile import load
 from server.loading import profiles
 from server.loading.profiles import measure_profile, measuring_on, open_model, profile_for_serving
 from server.settings import ProfileSettings, ServeSettings

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from pruning.checkpoint import open_checkpoint
+from pruning.checkpoints.checkpoint import open_checkpoint
 from server.loading import sizes
 from server.loading.sizes import engine_config, max_num_seqs
 from server.settings import ServeSettings

@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from pruning.checkpoint import Checkpoint, open_checkpoint
+from pruning.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from pruning.delta import Delta
-from pruning.ranking import Ranking, rank
+from pruning.ranking.ranking import Ranking, rank
 from server.engine.config import EngineConfig
 from server.engine.engine import Engine, load_engine
 from server.engine.request import Request, SamplingParams

@@ -1,0 +1,1 @@
+"""What is found out about variants while they serve: probes, evidence, verdicts."""

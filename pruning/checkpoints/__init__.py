@@ -1,0 +1,1 @@
+"""A model on disk: what it is made of, and how its parts are reached. Runs none."""

@@ -1,0 +1,1 @@
+"""Corrects one variant without training, by least squares, layer after layer."""

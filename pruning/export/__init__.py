@@ -1,0 +1,1 @@
+"""One variant as a checkpoint of its own, for other engines."""

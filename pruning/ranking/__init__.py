@@ -1,0 +1,1 @@
+"""Which neurons go first, and how many are left in each layer: scores, orders, widths."""
