@@ -50,7 +50,7 @@ format: $(VENV)/.installed-dev  ## Format and fix what can be fixed
 	$(BIN)/ruff check --fix .
 
 bench: $(VENV)/.installed-dev  ## Measure speed and memory in 10 minutes (ARGS="--model DIR --task TASK ...")
-	$(BIN)/python -m bench --out bench/results/alone.json $(ARGS)
+	$(BIN)/python -m bench --out "$$($(BIN)/python -m bench.environment)/alone.json" $(ARGS)
 
 bench-peers: $(VENV)/.installed-dev  ## The same beside OpenVINO and vLLM, set up in PEERS (ARGS="--phases w123 ...")
 	$(BIN)/python -m bench.peers --directory $(PEERS) $(ARGS)

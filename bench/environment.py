@@ -1,11 +1,16 @@
-"""What a figure was measured on."""
+"""What a figure was measured on.
+
+`python -m bench.environment` prints the directory of the results of machines like this one.
+"""
 
 import time
+from pathlib import Path
 from typing import Any
 
 import psutil
 
 from eval import provenance as measured
+from server.engine.kernels import describe, without_reason
 
 
 def provenance() -> dict[str, Any]:
@@ -29,3 +34,12 @@ def num_cores() -> int:
     cores = psutil.cpu_count()
     assert cores is not None
     return cores
+
+
+def results_directory() -> Path:
+    """By what the CPU computes with, as `/version` says it: "amx-bf16", "avx512-bf16" or "torch"."""
+    return Path("bench/results") / without_reason(describe())
+
+
+if __name__ == "__main__":
+    print(results_directory())

@@ -1,5 +1,6 @@
-"""The two curves of docs/performance.md, as small SVG files."""
+"""The curves of docs/performance.md, as small SVG files."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import matplotlib
@@ -17,20 +18,21 @@ matplotlib.rcParams.update(
 )
 
 
-def draw(results: Results, images: Path) -> list[Path]:
+def draw(machines: Mapping[str, Results], images: Path) -> list[Path]:
     """Draws what has been measured; the files."""
     drawn = []
-    if run := results.run("peers-growth"):
-        figure, axes = plt.subplots(figsize=(5, 3), layout="constrained")
-        _curve(axes, run, FIGURES["W2"], "requests at once", "output tokens/s")
-        drawn.append(images / "growth.svg")
-        figure.savefig(drawn[-1], metadata={"Date": None})
-    if run := results.run("peers-context"):
-        figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3), layout="constrained")
-        _curve(left, run, FIGURES["W3"], "tokens of the prompt", "prefill tokens/s")
-        _curve(right, run, FIGURES["W1"], "tokens of the prompt", "decode tokens/s")
-        drawn.append(images / "context.svg")
-        figure.savefig(drawn[-1], metadata={"Date": None})
+    for machine, results in machines.items():
+        if run := results.run("peers-growth"):
+            figure, axes = plt.subplots(figsize=(5, 3), layout="constrained")
+            _curve(axes, run, FIGURES["W2"], "requests at once", "output tokens/s")
+            drawn.append(images / f"growth-{machine}.svg")
+            figure.savefig(drawn[-1], metadata={"Date": None})
+        if run := results.run("peers-context"):
+            figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3), layout="constrained")
+            _curve(left, run, FIGURES["W3"], "tokens of the prompt", "prefill tokens/s")
+            _curve(right, run, FIGURES["W1"], "tokens of the prompt", "decode tokens/s")
+            drawn.append(images / f"context-{machine}.svg")
+            figure.savefig(drawn[-1], metadata={"Date": None})
     plt.close("all")
     return drawn
 

@@ -53,7 +53,7 @@ class Run:
 
 
 class Results:
-    """The directory of them."""
+    """The directory of those of one kind of machine."""
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
@@ -69,3 +69,8 @@ class Results:
 
     def names(self) -> Sequence[str]:
         return sorted(file.stem for file in self._directory.glob("*.json"))
+
+
+def by_machine(directory: Path) -> dict[str, Results]:
+    """The directories in it: each kind of machine, by what it computes with (bench/environment.py)."""
+    return {path.name: Results(path) for path in sorted(directory.iterdir()) if path.is_dir()}

@@ -1,4 +1,7 @@
-"""The tables of docs/performance.md, as Markdown, each from the committed results alone."""
+"""The tables of docs/performance.md, as Markdown, each from the committed results alone.
+
+Most are of one kind of machine; `SUMMARIES` are of all.
+"""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -14,23 +17,36 @@ from bench.targets import (
     PROBES,
     WITH_METRICS,
     WITHOUT_METRICS,
+    Verdict,
     pruning_gains,
     verdicts,
 )
 
 Table = Callable[[Results], str]
+Summary = Callable[[Mapping[str, Results]], str]  # by machine
 _MISSING = "*Not measured yet.*"
 
 
-def targets(results: Results) -> str:
+def targets(machines: Mapping[str, Results]) -> str:
+    """One row a target, one column a machine that any was measured on."""
+    told = {name: {each.name: each for each in verdicts(results)} for name, results in machines.items()}
+    told = {name: found for name, found in told.items() if found}
     rows = []
-    for each in verdicts(results):
-        number = "{:.0f} {}" if each.unit in ("%", "ms", "B", "kB") else "{:.2f} {}"
-        told = "reached" if each.reached else f"not reached: {each.measured / each.wanted:.0%} of it"
-        sign = "≤" if each.at_most else "≥"
-        wanted, measured = (number.format(value, each.unit) for value in (each.wanted, each.measured))
-        rows.append([each.name, f"{sign} {wanted}", measured, told])
-    return _table(["target", "wanted", "measured", ""], rows)
+    for target in dict.fromkeys(name for found in told.values() for name in found):
+        of_each = [found.get(target) for found in told.values()]
+        known = next(each for each in of_each if each is not None)
+        wanted = f"{'≤' if known.at_most else '≥'} {_number(known.wanted, known.unit)}"
+        rows.append([target, wanted, *("–" if each is None else _measured(each) for each in of_each)])
+    return _table(["target", "wanted", *told], rows) if rows else _MISSING
+
+
+def _measured(verdict: Verdict) -> str:
+    told = "reached" if verdict.reached else f"not reached: {verdict.measured / verdict.wanted:.0%} of it"
+    return f"{_number(verdict.measured, verdict.unit)}{verdict.note and f' {verdict.note}'}, {told}"
+
+
+def _number(value: float, unit: str) -> str:
+    return f"{value:.{0 if unit in ('%', 'ms', 'B', 'kB') else 2}f} {unit}"
 
 
 def workloads(results: Results) -> str:
@@ -220,28 +236,29 @@ def cuda(results: Results) -> str:
     return _table(heads, rows)
 
 
-def provenance(results: Results) -> str:
+def provenance(machines: Mapping[str, Results]) -> str:
     rows = []
-    for name in results.names():
-        document = results.document(name)
-        assert document is not None
-        machine, peers = document["machine"], document.get("peers", {})
-        versions = {**document["versions"], **{k: v for peer in peers.values() for k, v in peer.items()}}
-        rows.append(
-            [
-                f"[{name}](../bench/results/{name}.json)",
-                document["started"],
-                f"`{document['commit']}`",
-                f"{machine['cores']} cores of {machine['cpu']}, {machine['memory_bytes'] / 2**30:.0f} GiB"
-                + (f", {document['device']}" if "device" in document else ""),
-                ", ".join(f"{key} {value}" for key, value in versions.items()),
-            ]
-        )
+    for machine, results in machines.items():
+        for name in results.names():
+            document = results.document(name)
+            assert document is not None
+            place, peers = document["machine"], document.get("peers", {})
+            versions = {**document["versions"], **{k: v for peer in peers.values() for k, v in peer.items()}}
+            rows.append(
+                [
+                    f"[{machine}/{name}](../bench/results/{machine}/{name}.json)",
+                    document["started"],
+                    f"`{document['commit']}`",
+                    f"{place['cores']} cores of {place['cpu']}, {place['memory_bytes'] / 2**30:.0f} GiB"
+                    + (f", {document['device']}" if "device" in document else ""),
+                    ", ".join(f"{key} {value}" for key, value in versions.items()),
+                ]
+            )
     return _table(["results", "measured", "commit", "machine", "versions"], rows)
 
 
+SUMMARIES: Mapping[str, Summary] = {"targets": targets, "provenance": provenance}
 TABLES: Mapping[str, Table] = {
-    "targets": targets,
     "workloads": workloads,
     "lookup": lookup,
     "mixed": mixed,
@@ -254,7 +271,6 @@ TABLES: Mapping[str, Table] = {
     "roofline": roofline,
     "kernels": kernels,
     "cuda": cuda,
-    "provenance": provenance,
 }
 
 

@@ -22,13 +22,19 @@ FIGURES = {
 
 @dataclass(frozen=True)
 class Verdict:
-    """One target. `wanted` is a least value, or with `at_most` a largest."""
+    """One target.
+
+    Attributes:
+        wanted: the least value, or with `at_most` the largest.
+        note: what was measured, where it is one of several.
+    """
 
     name: str
     wanted: float
     measured: float
     unit: str = "×"
     at_most: bool = False
+    note: str = ""
 
     @property
     def reached(self) -> bool:
@@ -36,7 +42,7 @@ class Verdict:
 
 
 def verdicts(results: Results) -> Iterator[Verdict]:
-    """On every target that was measured."""
+    """On every target that was measured on one machine."""
     if compared := results.run("peers-w123"):
         for cell, wanted in (("W1", 1.6), ("W2", 1.3), ("W3", 1.1)):
             yield _against_best(compared, f"{cell} over the best peer", cell, wanted)
@@ -73,8 +79,8 @@ def _pruning_pays(run: Run) -> Iterator[Verdict]:
         gains = [gain for gain in pruning_gains(run) if gain.cell == cell]
         if gains:
             least = min(gains, key=lambda gain: gain.share)
-            name = f"{cell}'s gain by pruning, of what was removed; least, at {least.sparsity:g}"
-            yield Verdict(name, 85, 100 * least.share, "%")
+            name = f"{cell}'s gain by pruning, of what was removed; the least"
+            yield Verdict(name, 85, 100 * least.share, "%", note=f"at {least.sparsity:g}")
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from tokenizers import Tokenizer
 from bench import measure
 from bench.compare import compare
 from bench.contender import Contender, contender
-from bench.environment import provenance
+from bench.environment import provenance, results_directory
 from bench.peers.engines import ENGINES, GUESSED_TOKENS, MAX_MODEL_LEN, MAX_NUM_SEQS
 from bench.peers.setup import Peers
 from bench.servers import run_or_exit, secateur
@@ -138,7 +138,12 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--serve", default="", help="more options of `secateur serve`")
     parser.add_argument("--rounds", type=int, default=5, help="of each phase (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of the numbers that make prompts differ")
-    parser.add_argument("--out", type=Path, default=Path("bench/results"), help="directory of the JSON files")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=results_directory(),
+        help="directory of the JSON (default: %(default)s)",
+    )
     arguments = parser.parse_args(argv)
     for given, known in ((arguments.phases, PHASES), (arguments.peers, ENGINES)):
         if unknown := [name for name in given.split(",") if name not in known]:
