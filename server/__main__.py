@@ -57,10 +57,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(settings: CommandSettings) -> None:
     with no_garbage_collection():  # 400,000 objects, all of which stay: it would cost half a second
         command = _imported(settings)
-    if isinstance(settings, CommonSettings) and settings.threads is not None:
-        import torch
+    if isinstance(settings, CommonSettings):
+        from server.threads import set_threads
 
-        torch.set_num_threads(settings.threads)
+        set_threads(settings.threads)
     told = command()
     if told is not None:
         print(told)

@@ -1,13 +1,11 @@
 """How much memory the serving process and its device hold."""
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import psutil
 import torch
 
-FILE_PAGES = ("inactive_file ", "active_file ")
-PROC_CGROUP, CGROUPS = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
+from server.cgroups import memory_bounds
 
 
 @dataclass(frozen=True)
@@ -36,7 +34,7 @@ def device_memory(device: torch.device) -> DeviceMemory:
         free, total = torch.cuda.mem_get_info(device)
         return DeviceMemory(process_bytes(device), total - free, total)
     memory = psutil.virtual_memory()
-    bounds = [(memory.total - memory.available, memory.total), *_cgroups(PROC_CGROUP, CGROUPS)]
+    bounds = [(memory.total - memory.available, memory.total), *memory_bounds()]
     used, total = min(bounds, key=lambda bound: bound[1] - bound[0])
     return DeviceMemory(process_bytes(device), used, total)
 
@@ -46,30 +44,3 @@ def process_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.memory_reserved(device)
     return int(psutil.Process().memory_info().rss)
-
-
-def _cgroups(proc: Path, root: Path) -> list[tuple[int, int]]:
-    """Bytes used and allowed in each control group (version 2) around this process that has a limit.
-
-    What the kernel takes back before it ends a process, the pages of files, is not used.
-    """
-    try:
-        names = [line[3:] for line in proc.read_text().splitlines() if line.startswith("0::")]
-    except OSError:
-        return []
-    found = []
-    for name in names:
-        group = root / name.lstrip("/")
-        for place in (group, *group.parents):
-            if place == root.parent:
-                break
-            try:
-                limit = (place / "memory.max").read_text().strip()
-                used = int((place / "memory.current").read_text())
-                lines = (place / "memory.stat").read_text().splitlines()
-            except (OSError, ValueError):
-                continue
-            if limit.isdecimal():
-                idle = sum(int(line.split()[1]) for line in lines if line.startswith(FILE_PAGES))
-                found.append((max(0, used - idle), int(limit)))
-    return found

@@ -82,7 +82,10 @@ class CommonSettings(TaskSettings, CommandSettings):
         "the model is small or the CPU does not multiply bfloat16",
     )
     threads: int | None = Field(
-        None, ge=1, description="threads of one operation on the CPU; default: torch's"
+        None,
+        ge=1,
+        description="threads of one operation on the CPU; default: torch's, or what a container's CPU quota "
+        "feeds",
     )
 
 

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from server import cgroups
 from server.engine.errors import EngineConfigError
 from server.loading import sizes
-from server.monitoring import memory
 from server.monitoring.memory import device_memory
 from tests.server.engine.support import SCHEDULING
 
@@ -26,8 +26,8 @@ def group(path: Path, limit: str, used: int, idle: int = 0) -> None:
 def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     proc, root = tmp_path / "cgroup", tmp_path / "fs"
     proc.write_text("1:name=systemd:/other\n0::/pods/mine\n")
-    monkeypatch.setattr(memory, "PROC_CGROUP", proc)
-    monkeypatch.setattr(memory, "CGROUPS", root)
+    monkeypatch.setattr(cgroups, "PROC_CGROUP", proc)
+    monkeypatch.setattr(cgroups, "CGROUPS", root)
     return root
 
 
@@ -46,7 +46,7 @@ def test_the_tightest_of_the_groups_around_it_counts(root: Path) -> None:
 
 def test_without_groups_it_is_the_host(root: Path) -> None:
     assert device_memory(torch.device("cpu")).total > GIB
-    memory.PROC_CGROUP.unlink()
+    cgroups.PROC_CGROUP.unlink()
     assert device_memory(torch.device("cpu")).total > GIB
 
 
