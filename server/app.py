@@ -1,6 +1,6 @@
 """Puts the HTTP surface together: routes, middleware, error envelopes, the engine's start and stop.
 
-Builds; the collaborators come in ready-made from server/__main__.py or from a test.
+Builds; the collaborators come in ready-made from server/service.py or from a test.
 """
 
 import asyncio
@@ -19,7 +19,7 @@ from starlette.responses import JSONResponse, Response
 from pruning.errors import SecateurError
 from server import __version__
 from server.engine.async_engine import AsyncEngine
-from server.errors import RequestError, request_error
+from server.errors import InternalError, RequestError, request_error
 from server.generation import Generations
 from server.judging.probing import ProbesOff, Probing
 from server.judging.shadow import ShadowScorer
@@ -119,7 +119,10 @@ def build_app(
         return JSONResponse(error.envelope(), error.status, headers=error.headers)
 
     async def handle(request: Request, error: Exception) -> Response:
-        response = respond(request_error(error))
+        told = request_error(error)
+        if isinstance(told, InternalError):  # what it was, with a traceback, uvicorn logs next
+            logger.error("a fault of the server's own: %r, id=%s", error, request.state.request_id)
+        response = respond(told)
         response.headers[REQUEST_ID_HEADER] = request.state.request_id
         return response
 

@@ -38,6 +38,8 @@ from pruning.errors import DeltaError, ForeignDeltaError, SecateurError
 from server.engine.errors import EngineDeadError, PromptTooLongError, QueueFullError
 from server.judging.evidence import change_object, evidence_object
 
+MAX_VIOLATIONS = 10  # of a body that are named
+
 
 class RequestError(SecateurError):
     """A request that is not answered.
@@ -266,15 +268,17 @@ def _from_http(error: HTTPException) -> RequestError:
 
 
 def _from_validation(errors: Sequence[Any], body: object) -> RequestError:
-    """Names every violation; `param` is the first one's."""
+    """Names the violations, the first ones of many; `param` is the first one's."""
     if any(problem["type"] == "json_invalid" for problem in errors):
         reason = errors[0].get("ctx", {}).get("error", errors[0]["msg"])
         return InvalidJsonError(f"the body is not JSON: {reason}")
     if any(problem["loc"] == ("body",) and not isinstance(body, dict) for problem in errors):
         return SchemaError("the body must be a JSON object, sent with content-type: application/json")
-    params = [_param(problem, body) for problem in errors]
-    messages = [str(problem["msg"]).removeprefix("Value error, ") for problem in errors]
+    params = [_param(problem, body) for problem in errors[:MAX_VIOLATIONS]]
+    messages = [str(problem["msg"]).removeprefix("Value error, ") for problem in errors[:MAX_VIOLATIONS]]
     told = [f"{param}: {msg}" if param else msg for param, msg in zip(params, messages, strict=True)]
+    if len(errors) > MAX_VIOLATIONS:
+        told.append(f"and {len(errors) - MAX_VIOLATIONS:,} more")
     return SchemaError("; ".join(dict.fromkeys(told)), param=params[0] or None)
 
 

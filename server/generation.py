@@ -204,6 +204,21 @@ class Generation:
         self._decision = decision
         return decision
 
+    def check_places(self, num_prompts: int, num_choices: int) -> None:
+        """Raises what `submit` would for so many, before any of them is tokenized.
+
+        Raises:
+            InvalidValueError: more answers than the server ever queues.
+            EngineError: the engine has no places for them now, or is dead.
+        """
+        wanted, most = num_prompts * num_choices, self._owner.max_requests
+        if wanted > most:
+            raise InvalidValueError(
+                f"{num_prompts} prompts times {num_choices} choices are {wanted} answers; this server runs "
+                f"and queues {most} at once (max_num_seqs + max_waiting): send fewer at a time"
+            )
+        self._owner.engine.check_places(wanted)
+
     def submit(
         self,
         prompts: Sequence[list[int]],
@@ -220,12 +235,7 @@ class Generation:
             InvalidValueError: more answers than the server ever queues.
             EngineError: what the engine refuses; then nothing was queued.
         """
-        wanted, most = len(prompts) * num_choices, self._owner.max_requests
-        if wanted > most:
-            raise InvalidValueError(
-                f"{len(prompts)} prompts times {num_choices} choices are {wanted} answers; this server runs "
-                f"and queues {most} at once (max_num_seqs + max_waiting): send fewer at a time"
-            )
+        self.check_places(len(prompts), num_choices)
         lengths = [len(prompt) for prompt in prompts for _ in range(num_choices)]
         self._owner.engine.check(lengths, sampling.max_tokens)
         self._num_choices, self._sampling = num_choices, sampling

@@ -56,7 +56,9 @@ class RequestIdMiddleware:
         finally:
             if scope["path"] not in _UNLOGGED_PATHS:
                 took = time.monotonic() - start
-                line = (scope["method"], scope["path"], status, variant, took, request_id)
+                # As it was sent: decoded, it may hold line breaks.
+                path = scope.get("raw_path", b"").decode("ascii", "backslashreplace") or scope["path"]
+                line = (scope["method"], path, status, variant, took, request_id)
                 logger.info("%s %s %d variant=%s seconds=%.3f id=%s", *line)
 
 

@@ -7,7 +7,15 @@ knows is tolerated. Answers are in server/answers.py.
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    model_validator,
+)
 
 from eval.probing.prober import MAX_RUN_ITEMS
 from server.engine.request import SamplingParams, ScoringParams
@@ -16,6 +24,8 @@ from server.policy import AUTO, Ask
 
 MAX_CHOICES = 128
 MAX_LOGPROBS = 20
+MAX_PROMPTS = 2048  # of one request; how many answers may wait is the server's to say, and less
+MAX_BIASES = 1024
 
 
 def _encodable(text: str) -> str:
@@ -26,9 +36,17 @@ def _encodable(text: str) -> str:
     return text
 
 
+def _few(biases: object) -> object:
+    if isinstance(biases, dict) and len(biases) > MAX_BIASES:
+        raise ValueError(f"{len(biases):,} tokens are biased; {MAX_BIASES:,} may be")
+    return biases
+
+
+# Lists end at their first mistake: 4 MiB of mistakes, each with its message, would be gigabytes.
 TokenId = Annotated[int, Field(ge=0)]
 Text = Annotated[str, AfterValidator(_encodable)]
 StopString = Annotated[Text, StringConstraints(min_length=1)]
+TokenIds = Annotated[list[TokenId], Field(fail_fast=True)]
 Bias = Annotated[float, Field(ge=-100, le=100, allow_inf_nan=False)]
 
 # The values besides None that ask for nothing.
@@ -115,11 +133,11 @@ class GenerationRequest(VariantChoice):
     presence_penalty: Annotated[float, Field(ge=-2, le=2, allow_inf_nan=False)] | None = None
     frequency_penalty: Annotated[float, Field(ge=-2, le=2, allow_inf_nan=False)] | None = None
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
-    stop: StopString | Annotated[list[StopString], Field(max_length=16)] | None = None
-    stop_token_ids: list[TokenId] | None = None
+    stop: StopString | Annotated[list[StopString], Field(max_length=16, fail_fast=True)] | None = None
+    stop_token_ids: TokenIds | None = None
     ignore_eos: bool = False
     stop_on_loop: bool = False
-    logit_bias: dict[TokenId, Bias] | None = None
+    logit_bias: Annotated[dict[TokenId, Bias], BeforeValidator(_few)] | None = None
     n: Annotated[int, Field(ge=1, le=MAX_CHOICES)] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
@@ -174,9 +192,9 @@ class CompletionRequest(GenerationRequest):
 
     prompt: (
         Text
-        | Annotated[list[Text], Field(min_length=1)]
-        | Annotated[list[TokenId], Field(min_length=1)]
-        | Annotated[list[list[TokenId]], Field(min_length=1)]
+        | Annotated[list[Text], Field(min_length=1, max_length=MAX_PROMPTS, fail_fast=True)]
+        | Annotated[list[TokenId], Field(min_length=1, fail_fast=True)]
+        | Annotated[list[TokenIds], Field(min_length=1, max_length=MAX_PROMPTS, fail_fast=True)]
     )
     max_tokens: Annotated[int, Field(ge=0)] | None = None
     logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
@@ -213,7 +231,7 @@ class Message(BaseModel):
     """One turn of a chat."""
 
     role: Literal["system", "user", "assistant"]
-    content: Text | list[ContentPart]
+    content: Text | Annotated[list[ContentPart], Field(fail_fast=True)]
     name: Text | None = None
 
     def for_template(self) -> dict[str, str]:
@@ -224,12 +242,15 @@ class Message(BaseModel):
         return {"role": self.role, "content": content, **({"name": self.name} if self.name else {})}
 
 
+Messages = Annotated[list[Message], Field(min_length=1, fail_fast=True)]
+
+
 class ChatCompletionRequest(GenerationRequest):
     """POST /v1/chat/completions."""
 
     unsupported = {**_UNSUPPORTED_EVERYWHERE, **_UNSUPPORTED_IN_CHAT}
 
-    messages: Annotated[list[Message], Field(min_length=1)]
+    messages: Messages
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
@@ -262,7 +283,7 @@ class TokenizeRequest(BaseModel):
     """POST /tokenize: a prompt, or the messages of a chat."""
 
     prompt: Text | None = None
-    messages: Annotated[list[Message], Field(min_length=1)] | None = None
+    messages: Messages | None = None
     add_special_tokens: bool = True
 
     @model_validator(mode="after")
@@ -290,7 +311,7 @@ class RunProbesRequest(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    variants: Annotated[list[str], Field(min_length=1)] | None = None
+    variants: Annotated[list[str], Field(min_length=1, fail_fast=True)] | None = None
     items: Annotated[int, Field(ge=1, le=MAX_RUN_ITEMS)] = 100
 
 

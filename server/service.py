@@ -69,7 +69,7 @@ def load_model(settings: ServeSettings, checkpoint: Checkpoint) -> LoadedModel:
     """Ranks the neurons by the model's profile and loads the variants.
 
     Raises:
-        SecateurError: as `serve`.
+        SecateurError: the settings, the checkpoint, its profile or ranking, or a delta does not allow it.
     """
     config = engine_config(settings, checkpoint)
     known = ranked(settings, checkpoint)

@@ -15,6 +15,8 @@ from server.generation import Generations
 logger = logging.getLogger(__name__)
 
 FLUSH_SECONDS = 5  # for the last bytes to reach clients, once nothing runs any more
+# Of a server whose engine is dead: clients are told, and whoever scrapes it every 10 s sees it.
+MOURNING_SECONDS = 30
 
 
 class GracefulServer(uvicorn.Server):
@@ -22,6 +24,8 @@ class GracefulServer(uvicorn.Server):
 
     uvicorn by itself closes its socket at the first signal, and raises the signal again after the shutdown,
     so that the process would not exit with 0.
+
+    When the engine has died it ends after a while by itself, for a supervisor to start it anew.
 
     Args:
         timeout_seconds: that running generations have left after the first signal.
@@ -43,6 +47,7 @@ class GracefulServer(uvicorn.Server):
         self._on_drain = on_drain
         self._on_started = on_started
         self._deadline: float | None = None
+        self._mourned_until: float | None = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
@@ -69,5 +74,11 @@ class GracefulServer(uvicorn.Server):
                 self._generations.abort_all()
                 self.should_exit = True
             elif not num_open:
+                self.should_exit = True
+        if (death := self._generations.engine.death) is not None and not self.should_exit:
+            if self._mourned_until is None:
+                self._mourned_until = time.monotonic() + MOURNING_SECONDS
+            if time.monotonic() >= self._mourned_until:
+                logger.critical("ending the process: its engine has died (%r)", death)
                 self.should_exit = True
         return await super().on_tick(counter)

@@ -25,6 +25,11 @@ VERDICT_CHANGES = (
 )
 
 
+def of_known(metric: str) -> str:
+    """The mean over servers, of those that know it: one NaN would make it NaN for all."""
+    return f"avg({metric} >= -1)"
+
+
 @dataclass(frozen=True)
 class Section:
     """Panels under a heading.

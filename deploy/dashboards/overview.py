@@ -3,7 +3,7 @@
 from grafana_foundation_sdk.builders import table
 from grafana_foundation_sdk.models.dashboard import Dashboard
 
-from deploy.dashboards.board import SERVERS, VARIANTS, Section, board
+from deploy.dashboards.board import SERVERS, VARIANTS, Section, board, of_known
 from deploy.dashboards.panels import (
     GREEN,
     RED,
@@ -53,8 +53,8 @@ def _now() -> list[AnyPanel]:
                 span=6,
                 height=5,
             ),
-            Query(f"avg({accuracy} and {DEFAULT})", "default"),
-            Query(f"avg({accuracy} and {DENSE})", "dense"),
+            Query(of_known(f"({accuracy} and {DEFAULT})"), "default"),
+            Query(of_known(f"({accuracy} and {DENSE})"), "dense"),
             trend=False,
         ),
         numbers(
@@ -115,6 +115,9 @@ def _sizes() -> table.Panel:
     def of_each(metric: str, labels: str = VARIANTS) -> str:
         return f"max by (variant) ({metric}{{{labels}}})"
 
+    def is_in(state: str) -> str:
+        return of_each("secateur_variant_state", f'{VARIANTS}, state="{state}"')
+
     return rows(
         Face(
             "Sizes",
@@ -130,9 +133,9 @@ def _sizes() -> table.Panel:
         Column("Sparsity", of_each("secateur_variant_sparsity_ratio"), "percentunit"),
         Column(
             "State",
-            of_each("secateur_variant_state", f'{VARIANTS}, state="degraded"'),
+            f"{is_in('degraded')} + 2 * {is_in('retiring')}",
             "none",
-            {0: ("ready", GREEN), 1: ("degraded", RED)},
+            {0: ("ready", GREEN), 1: ("degraded", RED), 2: ("retiring", YELLOW)},
         ),
         Column("Accuracy", of_each("secateur_probe_accuracy_ratio"), "percentunit"),
         Column("Low", of_each("secateur_probe_accuracy_lower_ratio"), "percentunit"),
@@ -151,7 +154,6 @@ def _sizes() -> table.Panel:
 
 
 def _accuracy() -> AnyPanel:
-    evidence = f"{{{VARIANTS}}})"
     return band(
         Face(
             "$variant",
@@ -162,9 +164,9 @@ def _accuracy() -> AnyPanel:
             span=24,
             height=7,
         ),
-        Query(f"avg(secateur_probe_accuracy_ratio{evidence}", "accuracy"),
-        Query(f"avg(secateur_probe_accuracy_lower_ratio{evidence}", "low"),
-        Query(f"avg(secateur_probe_accuracy_upper_ratio{evidence}", "high"),
+        Query(of_known(f"secateur_probe_accuracy_ratio{{{VARIANTS}}}"), "accuracy"),
+        Query(of_known(f"secateur_probe_accuracy_lower_ratio{{{VARIANTS}}}"), "low"),
+        Query(of_known(f"secateur_probe_accuracy_upper_ratio{{{VARIANTS}}}"), "high"),
         repeat="variant",
         minimum=0,
         maximum=1,

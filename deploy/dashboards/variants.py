@@ -2,7 +2,7 @@
 
 from grafana_foundation_sdk.models.dashboard import Dashboard
 
-from deploy.dashboards.board import SERVERS, VARIANTS, Section, board
+from deploy.dashboards.board import SERVERS, VARIANTS, Section, board, of_known
 from deploy.dashboards.panels import (
     GREEN,
     RED,
@@ -39,9 +39,9 @@ def _quality() -> list[AnyPanel]:
                 "bounds hold at all times.",
                 "percentunit",
             ),
-            Query(f"avg(secateur_probe_accuracy_ratio{{{VARIANTS}}})", "accuracy"),
-            Query(f"avg(secateur_probe_accuracy_lower_ratio{{{VARIANTS}}})", "low"),
-            Query(f"avg(secateur_probe_accuracy_upper_ratio{{{VARIANTS}}})", "high"),
+            Query(of_known(f"secateur_probe_accuracy_ratio{{{VARIANTS}}}"), "accuracy"),
+            Query(of_known(f"secateur_probe_accuracy_lower_ratio{{{VARIANTS}}}"), "low"),
+            Query(of_known(f"secateur_probe_accuracy_upper_ratio{{{VARIANTS}}}"), "high"),
             minimum=0,
             maximum=1,
         ),
@@ -53,9 +53,9 @@ def _quality() -> list[AnyPanel]:
                 "with both: degraded. The densest size itself loses nothing.",
                 "percentunit",
             ),
-            Query(f"avg(secateur_probe_drop_ratio{{{VARIANTS}}})", "lost"),
-            Query(f"avg(secateur_probe_drop_lower_ratio{{{VARIANTS}}})", "low"),
-            Query(f"avg(secateur_probe_drop_upper_ratio{{{VARIANTS}}})", "high"),
+            Query(of_known(f"secateur_probe_drop_ratio{{{VARIANTS}}}"), "lost"),
+            Query(of_known(f"secateur_probe_drop_lower_ratio{{{VARIANTS}}}"), "low"),
+            Query(of_known(f"secateur_probe_drop_upper_ratio{{{VARIANTS}}}"), "high"),
         ),
         history(
             Face(

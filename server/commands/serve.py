@@ -22,12 +22,18 @@ if TYPE_CHECKING:  # what it imports need not be installed
 
 logger = logging.getLogger(__name__)
 
+# Proxies keep idle connections for a minute, and send the next request on one that must not close just then.
+KEEP_ALIVE_SECONDS = 75
+# Who is believed where a request came from, whatever FORWARDED_ALLOW_IPS says: /admin may depend on it.
+TRUSTED_PROXIES = "127.0.0.1,::1,::ffff:127.0.0.1"
+
 
 def serve(settings: ServeSettings) -> None:
     """Serves until SIGTERM or SIGINT, and returns when what ran has ended.
 
     Raises:
         SecateurError: the settings, the model or the profile do not allow it.
+        EngineDeadError: the engine died, and a supervisor may start the process anew.
     """
     if "SECATEUR_API_KEYS" in os.environ and not settings.api_keys:
         logger.warning("SECATEUR_API_KEYS is empty, which counts as not set: /v1 is open to all")
@@ -44,6 +50,8 @@ def serve(settings: ServeSettings) -> None:
                 log_config=None,
                 access_log=False,
                 timeout_graceful_shutdown=FLUSH_SECONDS,
+                timeout_keep_alive=KEEP_ALIVE_SECONDS,
+                forwarded_allow_ips=TRUSTED_PROXIES,
                 lifespan="on",
             ),
             service.generations,
@@ -53,6 +61,7 @@ def serve(settings: ServeSettings) -> None:
         )
         _listen(listener, settings)
         server.run(sockets=[listener])
+    service.generations.engine.check_alive()
 
 
 def _bind(host: str, port: int) -> socket.socket:

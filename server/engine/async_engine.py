@@ -1,9 +1,8 @@
-"""Runs the engine on a thread of its own and hands each request's tokens to the event loop as text.
+"""Runs the engine on a thread of its own and hands each request's tokens to its stream on the event loop.
 
 The engine's thread computes; the event loop turns tokens into text (stream.py) while the next step is already
-running. Whatever ends a request (its last token, a stop string, a client that left,
-the engine's death), it ends exactly once, its blocks come back, and the observer hears of it, unless it was
-background work.
+running. Whatever ends a request (its last token, a stop string, a client that left, the engine's death), it
+ends exactly once, its blocks come back, and the observer hears of it, unless it was background work.
 """
 
 import asyncio
@@ -96,16 +95,24 @@ class AsyncEngine:
             self._wake.notify()
         await asyncio.to_thread(self._thread.join)
 
-    def check(self, prompt_lengths: Sequence[int], max_tokens: int, priority: int = 0) -> None:
-        """Raises what `submit` would of requests with so many tokens each, be it the first or the last."""
+    def check_alive(self) -> None:
+        """Raises EngineDeadError if it has died."""
         if self.death is not None:
             raise _dead(self.death)
+
+    def check(self, prompt_lengths: Sequence[int], max_tokens: int, priority: int = 0) -> None:
+        """Raises what `submit` would of requests with so many tokens each, be it the first or the last."""
         for num_tokens in prompt_lengths:
             self._engine.check_fits(num_tokens, max_tokens)
+        self.check_places(len(prompt_lengths), priority)
+
+    def check_places(self, count: int, priority: int = 0) -> None:
+        """Raises what `submit` would of so many requests, whatever their length."""
+        self.check_alive()
         config, is_background = self._engine.config, priority == BACKGROUND
         num_alike = sum(stream.is_background == is_background for stream in self._streams.values())
-        if num_alike + len(prompt_lengths) > config.max_num_seqs + config.max_waiting:
-            more = "" if len(prompt_lengths) == 1 else f", {len(prompt_lengths)} more are too many"
+        if num_alike + count > config.max_num_seqs + config.max_waiting:
+            more = "" if count == 1 else f", {count} more are too many"
             raise QueueFullError(
                 f"{num_alike} requests are running or waiting, of as many as may (max_num_seqs "
                 f"{config.max_num_seqs} + max_waiting {config.max_waiting}){more}: try again later"
@@ -160,7 +167,11 @@ class AsyncEngine:
                     self.observer.step(stats)
                     self._call_soon(self._deliver, outputs)
         except BaseException as error:  # the one place where nothing may escape
-            logger.critical("The engine has died: nothing can be generated any more.", exc_info=True)
+            logger.critical(
+                "The engine has died: nothing can be generated any more. It was at work on %s.",
+                ", ".join(self._engine.request_ids) or "nothing",
+                exc_info=True,
+            )
             self.death = error
             self._call_soon(self._die, error)
 

@@ -2,6 +2,7 @@
 
 import time
 from collections import Counter
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -65,6 +66,11 @@ class Engine:
         self._pool = pool
         self._decoder = decoder
         self._weights = weights
+
+    @property
+    def request_ids(self) -> Sequence[str]:
+        """Of the requests that run."""
+        return [request.request_id for request in self._scheduler.running]
 
     @property
     def num_unfinished(self) -> int:

@@ -157,7 +157,10 @@ class StateCollector(Collector):
             "secateur_weight_bytes", "Resident weights, shared by all variants.", self._engine.weight_bytes
         )
         yield GaugeMetricFamily("secateur_kv_bytes", "Memory for KV blocks.", self._engine.kv_bytes)
-        memory = device_memory(self._device)
+        try:
+            memory = device_memory(self._device)
+        except RuntimeError:  # after a fault CUDA answers nothing any more; all else must be told
+            return
         help_texts = {
             "secateur_device_memory_process_bytes": (
                 "Held by this process: by torch on CUDA, its resident set on the CPU.",

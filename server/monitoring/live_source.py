@@ -26,7 +26,7 @@ from server.monitoring.live_schema import (
     ServerState,
     VariantSeries,
 )
-from server.monitoring.memory import device_memory, process_bytes
+from server.monitoring.memory import DeviceMemory, device_memory, process_bytes
 from server.monitoring.metrics import Metrics
 from server.variants import VariantRegistry, VariantStatus
 
@@ -114,7 +114,10 @@ class LiveSource:
         )
 
     def _memory(self) -> Memory:
-        device = device_memory(self._device)
+        try:
+            device = device_memory(self._device)
+        except RuntimeError:  # after a fault CUDA answers nothing any more
+            device = DeviceMemory(0, 0, 0)
         return Memory(
             weight_bytes=self._engine.weight_bytes,
             kv_bytes=self._engine.kv_bytes,

@@ -29,7 +29,7 @@ class DeviceMemory:
 
 
 def device_memory(device: torch.device) -> DeviceMemory:
-    """As it stands now."""
+    """As it stands now. Raises RuntimeError where CUDA is broken."""
     if device.type == "cuda":
         free, total = torch.cuda.mem_get_info(device)
         return DeviceMemory(process_bytes(device), total - free, total)

@@ -32,6 +32,7 @@ def completions_router(
         body.check_supported()
         decision = generation.choose(body.ask())
         tokenizer.check_ids(list(body.logit_bias or ()), "logit_bias")
+        generation.check_places(len(body.prompts()), body.num_choices)
         prompts = [await tokenizer.encode(prompt, "prompt") for prompt in body.prompts()]
         max_tokens = DEFAULT_MAX_TOKENS if body.max_tokens is None else body.max_tokens
         sampling = body.sampling(max_tokens=max_tokens, logprobs=body.logprobs)

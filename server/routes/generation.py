@@ -84,7 +84,7 @@ def answer_stream(
                 yield _event(answer.closing(generation.usage()))
         except Exception as error:
             if not isinstance(error, RequestError | EngineError):
-                logger.exception("a stream ended by a fault of the server's own")
+                logger.exception("a stream ended by a fault of the server's own: %s", generation.request_id)
             told = request_error(error)
             generation.error_code = told.code
             on_error(told)

@@ -13,6 +13,8 @@ from server.engine.async_engine import AsyncEngine
 from server.generation import Generations
 from server.monitoring.metrics import Metrics
 
+STUCK_SECONDS = 300  # no step takes so long; as in the alert
+
 
 def operations_router(engine: AsyncEngine, generations: Generations, metrics: Metrics) -> APIRouter:
     """The routes, over these collaborators."""
@@ -23,6 +25,13 @@ def operations_router(engine: AsyncEngine, generations: Generations, metrics: Me
             return None
         return f"the engine has died: {engine.death!r}" if engine.death else "the engine does not run"
 
+    def unready() -> str | None:
+        if generations.is_draining:
+            return "shutting down"
+        if (age := engine.step_age_seconds) > STUCK_SECONDS:
+            return f"a step of the engine has been running for {age:,.0f} seconds"
+        return None
+
     @router.get("/health")
     async def health() -> Response:
         """Whether the process should be left running."""
@@ -31,8 +40,7 @@ def operations_router(engine: AsyncEngine, generations: Generations, metrics: Me
     @router.get("/ready")
     async def ready() -> Response:
         """Whether requests should be sent here."""
-        draining = "shutting down" if generations.is_draining else None
-        return _report(trouble() or draining)
+        return _report(trouble() or unready())
 
     @router.get("/version")
     async def version() -> dict[str, Any]:

@@ -5,25 +5,27 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
 import yaml
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
-COMPOSE = DEPLOY / "compose.yaml"
+COMPOSE, GPU = DEPLOY / "compose.yaml", DEPLOY / "compose.gpu.yaml"
 
 
-def services() -> dict[str, Any]:
-    found: dict[str, Any] = yaml.safe_load(COMPOSE.read_text())["services"]
+def services(file: Path = COMPOSE) -> dict[str, Any]:
+    found: dict[str, Any] = yaml.safe_load(file.read_text())["services"]
     return found
 
 
-def test_it_fits_the_compose_specification() -> None:
+@pytest.mark.parametrize("file", [COMPOSE, GPU], ids=lambda file: file.name)
+def test_it_fits_the_compose_specification(file: Path) -> None:
     command = [
         sys.executable,
         "-m",
         "check_jsonschema",
         "--builtin-schema",
         "vendor.compose-spec",
-        str(COMPOSE),
+        str(file),
     ]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -36,6 +38,11 @@ def test_what_is_mounted_and_built_is_there() -> None:
             assert not source.startswith(".") or (DEPLOY / source).is_dir()
     context = (DEPLOY / services()["secateur"]["build"]["context"]).resolve()
     assert (context / "Dockerfile").is_file()
+
+
+def test_for_a_gpu_the_same_service_is_changed() -> None:
+    assert services(GPU).keys() <= services().keys()
+    assert services(GPU)["secateur"]["build"]["args"].keys() == services()["secateur"]["build"]["args"].keys()
 
 
 def test_images_are_pinned_and_ports_are_this_machines() -> None:
@@ -55,5 +62,4 @@ def test_the_parts_find_each_other() -> None:
     assert any(
         volume.endswith(f":{provider['options']['path']}:ro") for volume in services()["grafana"]["volumes"]
     )
-    config = yaml.safe_load((DEPLOY / "prometheus" / "prometheus.yml").read_text())
-    assert source["jsonData"]["timeInterval"] == config["global"]["scrape_interval"]
+    assert source["jsonData"]["timeInterval"] == scrape["scrape_interval"]

@@ -1,6 +1,7 @@
 """The manifest fits Kubernetes' schemas, and what server and image expect. No cluster runs it here."""
 
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -67,14 +68,19 @@ def test_the_server_understands_what_it_is_told(settings: ServeSettings) -> None
 
 
 def test_running_answers_may_end(pod: dict[str, Any], settings: ServeSettings) -> None:
-    assert pod["terminationGracePeriodSeconds"] >= settings.shutdown_timeout_seconds + FLUSH_SECONDS
+    """Requests that still come while the pod's end gets around, and then those that run."""
+    (container,) = pod["containers"]
+    before = container["lifecycle"]["preStop"]["sleep"]["seconds"]
+    after = settings.shutdown_timeout_seconds + FLUSH_SECONDS
+    assert pod["terminationGracePeriodSeconds"] >= before + after
 
 
 def test_it_is_the_images_user_and_cache(pod: dict[str, Any], container: dict[str, Any]) -> None:
     assert f"--uid {pod['securityContext']['runAsUser']} " in DOCKERFILE
     places = {mount["name"]: mount["mountPath"] for mount in container["volumeMounts"]}
     assert f"SECATEUR_CACHE_DIR={places['cache']} " in DOCKERFILE
-    written = [each["value"] for each in container["env"] if each["name"] == "HF_HOME"]
+    written = re.findall(r"(?:HF_HOME|TRITON_CACHE_DIR)=(\S+)", DOCKERFILE)
+    assert len(written) == 2
     assert all(place.startswith(places["cache"]) for place in written)  # all else is read-only
 
 

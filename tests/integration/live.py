@@ -45,6 +45,7 @@ class Live:
     url: str
     engine: Engine
     generations: Generations
+    thread: threading.Thread  # that serves
 
     def client(self, **options: Any) -> httpx.Client:
         return httpx.Client(base_url=self.url, timeout=WAIT_SECONDS, **options)
@@ -106,7 +107,7 @@ def running(
     try:
         assert started.wait(WAIT_SECONDS)
         port = server.servers[0].sockets[0].getsockname()[1]
-        yield Live(f"http://127.0.0.1:{port}", engine, service.generations)
+        yield Live(f"http://127.0.0.1:{port}", engine, service.generations, thread)
     finally:
         server.should_exit = True
         thread.join(WAIT_SECONDS)

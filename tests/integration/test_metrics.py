@@ -4,9 +4,13 @@ from collections import Counter
 from collections.abc import Callable
 
 import httpx
+import pytest
+import torch
 
 from server.engine.request import FinishReason
 from server.errors import error_codes
+from server.monitoring import gauges, live_source
+from server.monitoring.memory import DeviceMemory
 from server.variants import VariantState
 from tests.integration.live import MAX_MODEL_LEN, Live, Tiny, running
 from tests.integration.metrics import scrape
@@ -126,6 +130,23 @@ def test_series_are_there_before_the_first_request_with_closed_labels(tiny: Tiny
     variants = {value for _, labels in samples for label, value in labels if label == "variant"}
     assert variants == {"tiny:s0", "tiny:s10", "tiny:s20", "tiny:s35"}
     assert sum(name == "secateur_requests_total" for name, _ in samples) == 4 * len(FinishReason)
+
+
+def test_where_the_device_answers_nothing_all_else_is_told(
+    tiny: Tiny, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As after a fault on CUDA, when it matters most what the page says of the engine."""
+
+    def broken(device: torch.device) -> DeviceMemory:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    for module in (gauges, live_source):
+        monkeypatch.setattr(module, "device_memory", broken)
+    with running(tiny) as live, live.client() as client:
+        samples = scrape(client)
+        assert samples["secateur_engine_up", frozenset()] == 1
+        assert not any(name.startswith("secateur_device_memory") for name, _ in samples)
+        assert client.get("/v1/live").json()["memory"]["device_total_bytes"] == 0
 
 
 def test_guesses_that_come_true_are_counted(tiny: Tiny) -> None:

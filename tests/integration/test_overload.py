@@ -7,8 +7,12 @@ from typing import Any
 
 import pytest
 
+from server import shutdown
+from server.engine.errors import EngineDeadError
 from server.engine.model_runner import ModelRunner
-from tests.integration.live import MAX_MODEL_LEN, Tiny, running
+from server.routes import operations
+from server.tokenization import PromptTokenizer
+from tests.integration.live import MAX_MODEL_LEN, WAIT_SECONDS, Tiny, running
 from tests.integration.sse import chunks, events
 
 COMPLETIONS = "/v1/completions"
@@ -77,6 +81,66 @@ def test_a_dead_engine_is_told_to_everyone(
         assert "secateur_engine_up 0.0" in page
         assert 'secateur_requests_total{finish_reason="error",variant="tiny:s0"} 2.0' in page
         eventually(lambda: live.generations.num_open == 0)
+        assert live.thread.is_alive()
+
+
+def test_a_server_without_an_engine_ends_for_a_supervisor_to_start_it_anew(
+    tiny: Tiny,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    eventually: Callable[[Callable[[], bool]], None],
+) -> None:
+    def failing_run(runner: ModelRunner, decision: Any) -> Any:
+        raise RuntimeError("the machine is on fire")
+
+    monkeypatch.setattr(ModelRunner, "run", failing_run)
+    monkeypatch.setattr(shutdown, "MOURNING_SECONDS", 0.2)
+    with running(tiny) as live, live.client() as client:
+        told = client.post(COMPLETIONS, json={"prompt": "a", "max_tokens": 2})
+        assert told.json()["error"]["code"] == "engine_down"
+        eventually(lambda: not live.thread.is_alive())
+        with pytest.raises(EngineDeadError, match="on fire"):
+            live.generations.engine.check_alive()
+    (death,) = [record for record in caplog.records if "has died: nothing" in record.message]
+    assert "at work on " in death.message, "which request it was"
+    assert death.message.rstrip(".").endswith("-0-0")
+
+
+def test_a_step_that_does_not_end_turns_requests_away(
+    tiny: Tiny, monkeypatch: pytest.MonkeyPatch, eventually: Callable[[Callable[[], bool]], None]
+) -> None:
+    run, go_on = ModelRunner.run, threading.Event()
+
+    def hanging_run(runner: ModelRunner, decision: Any) -> Any:
+        assert go_on.wait(WAIT_SECONDS)
+        return run(runner, decision)
+
+    monkeypatch.setattr(ModelRunner, "run", hanging_run)
+    monkeypatch.setattr(operations, "STUCK_SECONDS", 0.2)
+    with running(tiny) as live, live.client() as client, ThreadPoolExecutor(1) as pool:
+        assert client.get("/ready").status_code == 200
+        answer = pool.submit(client.post, COMPLETIONS, json={"prompt": "a", "max_tokens": 1})
+        eventually(lambda: client.get("/ready").status_code == 503)
+        assert "a step of the engine has been running for" in client.get("/ready").json()["reason"]
+        assert client.get("/health").status_code == 200, "it may be mended by waiting"
+        go_on.set()
+        assert answer.result().status_code == 200
+        eventually(lambda: client.get("/ready").status_code == 200)
+
+
+def test_more_answers_than_ever_fit_are_refused_before_they_are_tokenized(
+    tiny: Tiny, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def encode(*args: Any, **kwargs: Any) -> list[int]:
+        raise AssertionError("a prompt was tokenized")
+
+    with running(tiny) as live, live.client() as client:
+        most = live.generations.max_requests
+        monkeypatch.setattr(PromptTokenizer, "encode", encode)
+        refused = client.post(COMPLETIONS, json={"prompt": ["a"] * (most + 1)})
+        assert (refused.status_code, refused.json()["error"]["code"]) == (400, "invalid_value")
+        chat = {"messages": [{"role": "user", "content": "a"}], "n": most + 1}
+        assert client.post("/v1/chat/completions", json=chat).json()["error"]["code"] == "invalid_value"
 
 
 def test_requests_of_all_widths_at_once_get_what_they_would_get_alone(tiny: Tiny) -> None:

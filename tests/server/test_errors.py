@@ -39,6 +39,14 @@ def test_every_class_has_its_status_and_code() -> None:
     assert set(error_codes()) == {code for _, code in DOCUMENTED}
 
 
+def test_of_many_violations_the_first_are_named() -> None:
+    errors = [{"type": "missing", "loc": ("body", f"f{i}"), "msg": "Field required"} for i in range(1_000)]
+    told = request_error(RequestValidationError(errors, body={}))
+    assert told.message.startswith("f0: Field required; f1: ")
+    assert told.message.endswith("f9: Field required; and 990 more")
+    assert (told.param, told.code) == ("f0", "schema_violation")
+
+
 PLAIN = [kind for kind in RequestError.__subclasses__() if kind is not DegradedVariantError]
 
 

@@ -1,14 +1,22 @@
 """Keys, loopback and body limits, one ASGI call at a time: what a real connection cannot pretend to be."""
 
 import asyncio
+import logging
 from collections.abc import Sequence
 from typing import Any
 
 import pytest
 from starlette.types import Receive, Scope, Send
+from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
+from server.commands.serve import TRUSTED_PROXIES
 from server.errors import AuthenticationError, BodyTooLargeError, PermissionDeniedError
-from server.middleware import AdminMiddleware, ApiKeyMiddleware, BodyLimitMiddleware
+from server.middleware import (
+    AdminMiddleware,
+    ApiKeyMiddleware,
+    BodyLimitMiddleware,
+    RequestIdMiddleware,
+)
 
 
 async def reading_app(scope: Scope, receive: Receive, send: Send) -> None:
@@ -83,6 +91,36 @@ def test_with_an_admin_key_it_alone_counts() -> None:
     with pytest.raises(AuthenticationError):
         call(app, path="/admin/variants", headers=bearer("guess"))
     assert call(app, path="/v1/models")
+
+
+@pytest.mark.parametrize("peer", ["10.0.0.1", "127.0.0.1", "::ffff:127.0.0.1"])
+def test_nobody_enters_by_saying_that_they_are_here(peer: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither a stranger, nor one behind a proxy on this machine, which says where requests come from."""
+    monkeypatch.setenv("FORWARDED_ALLOW_IPS", "*")
+    app = ProxyHeadersMiddleware(AdminMiddleware(reading_app, None), TRUSTED_PROXIES)
+    said = "127.0.0.1" if peer == "10.0.0.1" else "127.0.0.1, 10.0.0.9"
+    with pytest.raises(PermissionDeniedError):
+        call(
+            app,
+            path="/admin/variants",
+            client=(peer, 1),
+            scheme="http",
+            headers=[(b"x-forwarded-for", said.encode())],
+        )
+
+
+def test_the_log_has_the_path_as_it_was_sent(caplog: pytest.LogCaptureFixture) -> None:
+    """Decoded it may hold lines of the client's own."""
+
+    async def answering(scope: Scope, receive: Receive, send: Send) -> None:
+        scope["reached"] = True
+
+    caplog.set_level(logging.INFO)
+    assert call(
+        RequestIdMiddleware(answering), method="GET", path="/v1/x\nforged", raw_path=b"/v1/x%0aforged"
+    )
+    assert "GET /v1/x%0aforged " in caplog.text
+    assert "\nforged" not in caplog.text
 
 
 def test_a_body_is_read_up_to_the_limit_and_no_further() -> None:

@@ -50,6 +50,31 @@ def test_values_out_of_range_are_refused(field: str, values: list[Any]) -> None:
             completion(**{field: value})
 
 
+MISTAKES = 100_000
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"prompt": [{}] * MISTAKES},
+        {"prompt": [[{}] * 100] * (MISTAKES // 100)},
+        {"prompt": ["a"] * MISTAKES},
+        {"stop": [1] * MISTAKES},
+        {"stop_token_ids": ["x"] * MISTAKES},
+        {"logit_bias": {f"-{i}": 1 for i in range(1, MISTAKES)}},
+        {"messages": [{}] * MISTAKES},
+        {"messages": [{"role": "user", "content": [{}] * MISTAKES}]},
+    ],
+    ids=lambda fields: next(iter(fields)),
+)
+def test_of_many_mistakes_the_first_is_enough(fields: dict[str, Any]) -> None:
+    """A message for each would take gigabytes."""
+    make = chat if "messages" in fields else completion
+    with pytest.raises(ValidationError) as refused:
+        make(**fields)
+    assert refused.value.error_count() <= 4  # one for each form that the field may have
+
+
 @pytest.mark.parametrize(
     "fields",
     [
