@@ -32,7 +32,7 @@ serve: $(VENV)/.installed $(VENDORED)  ## Serve the embedded model on 127.0.0.1:
 demo: $(VENV)/.installed $(VENDORED)  ## Serve it at six sizes to made-up users, and watch (ARGS="--serve '--threads 1'")
 	@$(BIN)/python -m bench.demo $(ARGS)
 
-test: $(VENV)/.installed-dev $(VENDORED)  ## Run the tests; needs no model and no network
+test: $(VENV)/.installed-dev $(VENDORED)  ## Run the tests; needs no model
 	$(BIN)/pytest $(ARGS)
 
 test-reference: $(VENV)/.installed-dev  ## Run the tests on real models under ~/.cache/reference-models

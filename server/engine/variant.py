@@ -3,8 +3,10 @@
 import hashlib
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TYPE_CHECKING
 
-from server.engine.delta import ServedDelta
+if TYPE_CHECKING:  # the scheduler knows variants, and imports no torch
+    from server.engine.delta import ServedDelta
 
 
 @dataclass(frozen=True)
@@ -29,7 +31,7 @@ class Variant:
     parameters: int
     standalone_bytes: int
     marginal_bytes: int = 0
-    delta: ServedDelta | None = None
+    delta: "ServedDelta | None" = None
 
     @cached_property
     def kv_key(self) -> bytes:

@@ -20,3 +20,11 @@ def test_a_command_imports_no_other() -> None:
         "print(sorted(name for name in sys.modules if name.startswith('server.commands.')))"
     )
     assert printed_by(script) == "['server.commands.serve']\n"
+
+
+def test_what_schedules_imports_no_torch() -> None:
+    script = (
+        "import sys\nimport server.engine.scheduler, server.engine.kv_cache, server.engine.lookup\n"
+        "print('torch' in sys.modules)"
+    )
+    assert printed_by(script) == "False\n"
