@@ -151,13 +151,17 @@ def _root(only_dense: int, only_variant: int, items: int, z: float) -> float:
 
 def _score(only_dense: int, only_variant: int, items: int, drop: float) -> float:
     """Tango's statistic: how far the observed drop lies above `drop`, in standard errors under `drop`."""
-    # The likeliest share of items that the variant alone solves, if the drop were `drop`.
-    a = 2 * items
-    b = -only_dense - only_variant + (2 * items - only_dense + only_variant) * drop
-    c = -only_variant * drop * (1 - drop)
-    share = (math.sqrt(max(b * b - 4 * a * c, 0.0)) - b) / (2 * a)
+    share = _likeliest_share(only_dense, only_variant, items, drop)
     variance = items * (2 * share + drop * (1 - drop))
     difference = only_dense - only_variant - items * drop
     if variance <= 0:
         return math.copysign(math.inf, difference) if difference else 0.0
     return difference / math.sqrt(variance)
+
+
+def _likeliest_share(only_dense: int, only_variant: int, items: int, drop: float) -> float:
+    """Of items that the variant alone solves, if the drop were `drop`: the root of Tango's equation."""
+    a = 2 * items
+    b = -only_dense - only_variant + (2 * items - only_dense + only_variant) * drop
+    c = -only_variant * drop * (1 - drop)
+    return (math.sqrt(max(b * b - 4 * a * c, 0.0)) - b) / (2 * a)

@@ -125,13 +125,20 @@ def test_sigterm_finishes_what_runs_refuses_what_comes_and_exits_with_0(
         assert "Traceback" not in process.output
 
 
-def test_what_outlasts_the_shutdown_is_told_and_cut_off(environment: dict[str, str]) -> None:
+def test_what_outlasts_the_shutdown_is_told_and_cut_off(
+    environment: dict[str, str], eventually: Callable[[Callable[[], bool]], None]
+) -> None:
     with serving(environment, "--shutdown-timeout-seconds", "0.2") as process:
-        with endless_stream(process) as lines:
+        url = process.url()
+        with endless_stream(process) as lines, ThreadPoolExecutor(1) as pool:
+            whole = pool.submit(httpx.post, f"{url}{COMPLETIONS}", json=ENDLESS, timeout=WAIT_SECONDS)
+            eventually(lambda: 'running{variant="tiny:s0"} 2.0' in httpx.get(f"{url}/metrics").text)
             process.signal(signal.SIGINT)
             *_, last, _ = lines
         error = json.loads(last.removeprefix("data: "))["error"]
         assert error["code"] == "shutting_down"
+        answer = whole.result()
+        assert (answer.status_code, answer.json()["error"]["code"]) == (503, "shutting_down")
         assert process.wait() == 0
         assert "shutdown_timeout_seconds" in process.output
 

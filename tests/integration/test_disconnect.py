@@ -9,6 +9,7 @@ from typing import Any
 import httpx
 import pytest
 
+from server.engine.async_engine import AsyncEngine
 from server.engine.engine import Engine
 from tests.integration.live import MAX_MODEL_LEN, Live, Tiny, running
 
@@ -20,12 +21,12 @@ ENDLESS = {"prompt": "a", "max_tokens": MAX_MODEL_LEN - 8, "ignore_eos": True, "
 
 @pytest.fixture
 def steps_after_abort(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Counts the steps that the engine begins after it has been told of an abort while nothing else runs."""
+    """Counts the steps that begin after the server has noticed that a client left, for each that does."""
     counts: list[int] = []
-    abort, step = Engine.abort, Engine.step
+    forget, step = AsyncEngine._forget, Engine.step
 
-    def counting_abort(engine: Engine, request: Any) -> None:
-        abort(engine, request)
+    def counting_forget(engine: AsyncEngine, request: Any) -> None:
+        forget(engine, request)
         counts.append(0)
 
     def counting_step(engine: Engine) -> Any:
@@ -33,7 +34,7 @@ def steps_after_abort(monkeypatch: pytest.MonkeyPatch) -> list[int]:
             counts[-1] += 1
         return step(engine)
 
-    monkeypatch.setattr(Engine, "abort", counting_abort)
+    monkeypatch.setattr(AsyncEngine, "_forget", counting_forget)
     monkeypatch.setattr(Engine, "step", counting_step)
     return counts
 
@@ -80,7 +81,8 @@ def test_leaving_a_stream_frees_it(alone: Live, steps_after_abort: list[int], ev
             assert alone.engine.num_free_kv_blocks < alone.engine.num_kv_blocks
         eventually(lambda: all_free(alone))
     assert aborted(alone) == 3
-    assert steps_after_abort[-1] == 0  # none is spent on requests that nobody waits for
+    # None is spent on requests that nobody waits for, but one that was about to begin.
+    assert steps_after_abort[-1] <= 1
 
 
 @pytest.mark.parametrize("path", ["/v1/completions", "/v1/chat/completions"])
@@ -95,7 +97,7 @@ def test_leaving_before_the_answer_frees_it(
         eventually(lambda: alone.engine.num_free_kv_blocks < alone.engine.num_kv_blocks)
     eventually(lambda: all_free(alone))
     assert aborted(alone) == 1
-    assert steps_after_abort[-1] == 0
+    assert steps_after_abort[-1] <= 1
 
 
 def test_leaving_while_waiting_in_the_queue_frees_the_place(alone: Live, eventually: Eventually) -> None:

@@ -14,15 +14,19 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
+import torch
 
 from eval.endpoint import Endpoint, open_endpoint
 from eval.generate import Answer, Generate, GenerateError
 from eval.study.results import load
 from eval.subject import Strategy
 from eval.tasks.arithmetic import ArithmeticTask
+from pruning.ranking.ranking import rank
 from server.__main__ import EXIT_FAILED, main
 from server.judging.local import LocalSubject
-from server.loading.safety import SafetyFile
+from server.loading.profiles import open_model
+from server.service import load_model
+from server.settings import ServeSettings
 from tests.integration.live import Live, Tiny, running
 
 ROOT = Path(__file__).parents[2]
@@ -118,7 +122,8 @@ def test_where_no_server_is_it_says_so() -> None:
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where the profile of math-mini is measured once."""
     directory = tmp_path_factory.mktemp("evaluation")
-    assert main(["profile", "--num-prompts", "6", "--out", str(directory / "profile.safetensors")]) == 0
+    places = ["--cache-dir", str(directory), "--out", str(directory / "profile.safetensors")]
+    assert main(["profile", "--num-prompts", "6", *places]) == 0
     return directory
 
 
@@ -205,10 +210,29 @@ def test_serve_finds_the_safe_sparsity_of_a_study(cache: Path, tmp_path: Path) -
     kept = list((cache / "safety").iterdir())
     assert len(kept) == 1
     found = load(tmp_path / "results.json").threshold
-    digest, allocation = kept[0].stem.rsplit("-", 1)
-    read = SafetyFile(cache, digest, "global" if allocation == "global" else "uniform").read()
-    assert read is not None
-    assert (read.sparsity, read.items) == (found.sparsity, 16)
+    served = {"profile": cache / "profile.safetensors", "cache_dir": cache, "sparsities": (0.0,)}
+    settings = ServeSettings(**served)
+    margin = load_model(settings, open_model(settings)).margin
+    assert margin.sparsity == found.sparsity
+    assert margin.source.startswith("studied on arithmetic, 16 items: ")
+    settings = ServeSettings(**served, quantization="int8")
+    assert load_model(settings, open_model(settings)).margin.source.startswith("arXiv"), "another model"
+
+
+def test_what_was_answered_in_other_numbers_is_another_answer(tiny: Tiny, live: Live) -> None:
+    config, other_ends = live.engine.config, replace(tiny.checkpoint)
+    other_ends.__dict__["eos_token_ids"] = frozenset([1, 2])
+    made = [
+        subject(tiny, live),
+        subject(tiny, live, config=replace(config, quantization="int8")),
+        subject(tiny, live, config=replace(config, dtype="bfloat16")),
+        subject(tiny, live, ranking=rank(torch.rand(3, 192), score="random", profile_digest="none")),
+        subject(tiny, live, checkpoint=other_ends),
+    ]
+    assert len({json.dumps(each.identity(0.1)) for each in made}) == len(made)
+    assert made[0].identity(0.1) == subject(tiny, live).identity(0.1)
+    dense = [json.dumps(each.identity(0.0)) for each in (made[0], made[3])]
+    assert dense[0] == dense[1], "of the dense model it does not matter which neurons would go"
 
 
 def test_a_study_of_what_the_dense_model_cannot_solve_keeps_no_safe_sparsity(

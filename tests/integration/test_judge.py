@@ -1,9 +1,11 @@
 """A served variant is broken and mended under the server's feet: probes find out both times, on their own."""
 
+import json
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +13,12 @@ import httpx
 import pytest
 
 from eval.tasks.arithmetic import ArithmeticTask
-from server.engine.engine import Engine
-from tests.integration.live import Live, Tiny, running
+from pruning.checkpoints.checkpoint import open_checkpoint
+from server.engine.async_engine import AsyncEngine
+from server.engine.errors import EngineDeadError
+from server.engine.stream import RequestStream
+from server.engine.variant import Variant
+from tests.integration.live import Live, Tiny, make_tiny, running
 from tests.integration.metrics import scrape
 from tests.integration.sabotage import between_steps, ranked_math_mini, reverse_neurons
 
@@ -204,13 +210,43 @@ def test_without_a_gradable_task_variants_are_served_unjudged(tiny: Tiny) -> Non
         assert "secateur_probe_verdict" not in client.get("/metrics").text
 
 
-def test_a_dead_engine_says_nothing_against_a_variant(
-    tiny: Tiny, tmp_path: Path, eventually: Eventually
+def test_what_an_engine_does_not_answer_says_nothing_against_a_variant(
+    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, eventually: Eventually
 ) -> None:
-    def die(engine: Engine) -> None:
-        raise RuntimeError("meant to happen")
+    """Were it a wrong answer, the one size that is not answered would be found out."""
+    submit, refused = AsyncEngine.submit, list[str]()
 
+    def half_dead(engine: AsyncEngine, *, variant: Variant, **request: Any) -> RequestStream:
+        if variant.name == "tiny:s20":
+            refused.append(variant.name)
+            raise EngineDeadError("meant to happen")
+        return submit(engine, variant=variant, **request)
+
+    monkeypatch.setattr(AsyncEngine, "submit", half_dead)
     with running(tiny, probe_budget=1.0, cache_dir=tmp_path) as live, live.client() as client:
-        between_steps(live.engine, die)
-        eventually(lambda: client.get("/health").status_code == 503)
+
+        def items() -> dict[str, int]:
+            found = client.get("/v1/variants").json()["data"]
+            return {each["id"]: each["evidence"]["items"] for each in found if each["evidence"]}
+
+        eventually(lambda: items().get("tiny:s0", 0) >= 8)
+        assert refused
+        assert items()["tiny:s20"] == 0
         assert {variant["state"] for variant in client.get("/v1/variants").json()["data"]} == {"ready"}
+
+
+def test_a_model_without_a_chat_template_is_served_and_not_judged(tmp_path: Path) -> None:
+    made = make_tiny(tmp_path)
+    for file in made.checkpoint.path.glob("*chat_template*"):
+        file.unlink()
+    config = made.checkpoint.path / "tokenizer_config.json"
+    told = json.loads(config.read_text())
+    told.pop("chat_template", None)
+    config.write_text(json.dumps(told))
+    base = replace(made, checkpoint=open_checkpoint(str(made.checkpoint.path), tmp_path))
+    with running(base) as live, live.client() as client:
+        listed = client.get("/v1/variants").json()
+        assert "no chat template" in listed["probes"]["reason"]
+        assert client.post("/v1/completions", json={"prompt": "a", "max_tokens": 2}).status_code == 200
+        chat = {"messages": [{"role": "user", "content": "a"}]}
+        assert "no chat template" in client.post(CHAT, json=chat).json()["error"]["message"]

@@ -6,6 +6,7 @@ from typing import Any
 import httpx
 import pytest
 
+from server.engine.errors import EngineDeadError
 from server.judging import shadow
 from tests.integration.live import Tiny, running
 from tests.integration.metrics import scrape
@@ -56,11 +57,32 @@ def test_a_share_of_pruned_answers_is_scored_and_told(tiny: Tiny, eventually: Ev
 def test_nothing_is_scored_without_the_dense_variant(tiny: Tiny) -> None:
     narrow = {"sparsities": (0.1, 0.2), "shadow_share": 1.0}
     with running(tiny, **narrow) as live, live.client() as client:
-        ask(client, 0.2)
+        for _ in range(2):  # the second is answered after the first would have been scored
+            ask(client, 0.2)
         assert live.engine.num_unfinished == 0
         assert [answers(client, "tiny:s20", outcome) for outcome in ("scored", "dropped", "failed")] == [
             0
         ] * 3
+
+
+def test_an_answer_that_cannot_be_scored_is_counted_and_the_next_one_is_scored(
+    tiny: Tiny, eventually: Eventually, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rescore, asked = shadow.rescore, list[str]()
+
+    async def refusing(*args: Any, request_id: str) -> Any:
+        asked.append(request_id)
+        if len(asked) == 1:
+            raise EngineDeadError("meant to happen")
+        return await rescore(*args, request_id=request_id)
+
+    monkeypatch.setattr(shadow, "rescore", refusing)
+    with running(tiny, shadow_share=1.0) as live, live.client() as client:
+        ask(client, 0.2)
+        eventually(lambda: answers(client, "tiny:s20", "failed") == 1)
+        ask(client, 0.2)
+        eventually(lambda: answers(client, "tiny:s20", "scored") == 1)
+        assert answers(client, "tiny:s20", "failed") == 1
 
 
 def test_what_nobody_has_time_for_is_dropped_and_counted(

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from eval.study.paired import Comparison, compare, drop_bounds, items_needed, threshold
+from eval.study.paired import Comparison, _likeliest_share, compare, drop_bounds, items_needed, threshold
 
 
 def table(**bounds: float) -> dict[float, Comparison]:
@@ -50,10 +50,7 @@ def test_the_restricted_likelihood_is_at_its_highest(only_dense: int, only_varia
         cells = ((only_dense, share + drop), (only_variant, share), (25, 1 - 2 * share - drop))
         return sum(count * math.log(max(p, 1e-300)) for count, p in cells if count)
 
-    a = 2 * items
-    b = -only_dense - only_variant + (2 * items - only_dense + only_variant) * drop
-    c = -only_variant * drop * (1 - drop)
-    root = (math.sqrt(b * b - 4 * a * c) - b) / (2 * a)
+    root = _likeliest_share(only_dense, only_variant, items, drop)
     grid = [(1 - drop) / 2 * step / 400 for step in range(1, 400)]
     assert likelihood(root) >= max(map(likelihood, grid)) - 1e-6
 

@@ -61,17 +61,26 @@ def test_nothing_is_computed_twice(
     monkeypatch.setattr(dense, "_read_along", interrupted)
     with pytest.raises(KeyboardInterrupt):
         ask(checkpoint, source(checkpoint), tmp_path)
-    monkeypatch.setattr(dense, "_read_along", read_along)
+    kept = list(read)
+    read.clear()
+
+    def counted(model, sequences, top):
+        read.append(len(sequences))
+        return read_along(model, sequences, top)
+
+    monkeypatch.setattr(dense, "_read_along", counted)
     again = ask(checkpoint, source(checkpoint), tmp_path)
+    assert sum(kept) + sum(read) == len(SEQUENCES), "what was read before the interruption is kept"
     assert [taught.sequence for taught in again] == [taught.sequence for taught in whole]
     for one, other in zip(again, whole, strict=True):
         assert torch.equal(one.dense.log_probs, other.dense.log_probs)
-    monkeypatch.setattr(dense, "_read_along", None)
+    read.clear()
     assert len(ask(checkpoint, source(checkpoint), tmp_path)) == len(whole)
+    assert read == []
     assert len(list(tmp_path.glob("*.safetensors"))) == 3
     more = source(checkpoint, (*SEQUENCES, TokenSequence((1,), (2,))))
-    with pytest.raises(TypeError):  # only the new part is read
-        ask(checkpoint, more, tmp_path)
+    assert len(ask(checkpoint, more, tmp_path)) == len(whole) + 1
+    assert read == [1]
     assert source(checkpoint).digest != more.digest
     assert source(checkpoint).digest != source(checkpoint, top=TOP + 1).digest
 

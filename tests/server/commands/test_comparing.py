@@ -15,7 +15,7 @@ from pruning.ranking.divergence import DenseReference
 from pruning.ranking.ranking_file import load_ranking
 from pruning.ranking.widths import widths_at
 from server.__main__ import EXIT_FAILED, EXIT_USAGE, main
-from server.commands import stepping
+from server.commands import comparing, stepping
 from server.loading import dense_answers
 from server.loading.rankings import ranked
 from server.settings import CompareSettings, RankSettings, ServeSettings, SettingsError, load_settings
@@ -117,13 +117,21 @@ def test_candidates_that_keep_the_same_neurons_are_measured_once(common: list[st
     assert len(list((tmp_path / "cells").iterdir())) == 2 + 1  # two sparsities, and the dense model
 
 
-def test_no_item_is_a_calibration_prompt(common: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    task = ArithmeticTask()
-    settings = load_settings(CompareSettings, {})
-    judged = {item.prompt for item in task.evaluation(settings.items, settings.seed)}
+def test_no_item_is_a_calibration_prompt(
+    common: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    judged: list[str] = []
+    answers = comparing.measured_answers
 
-    assert len(judged) > 1
-    assert not judged & {item.prompt for item in task.calibration(500, settings.seed)}
+    def recorded(settings: Any, checkpoint: Any, prompts: list[str], *rest: Any) -> Any:
+        judged.extend(prompts)
+        return answers(settings, checkpoint, prompts, *rest)
+
+    monkeypatch.setattr(comparing, "measured_answers", recorded)
+    few = ["--scores", "taylor2", "--allocations", "uniform", "--sparsities", "0.2", "--items", "4"]
+    assert main(["compare", *common, *few, "--out", str(tmp_path)]) == 0
+    assert len(set(judged)) == 4
+    assert not set(judged) & {item.prompt for item in ArithmeticTask().calibration(500, 0)}
 
 
 def test_an_order_in_steps_is_written_compared_and_served(common: list[str], tmp_path: Path) -> None:

@@ -60,7 +60,7 @@ class Running:
         )
 
     async def all_blocks_are_free(self) -> bool:
-        for _ in range(100):
+        for _ in range(3_000):  # a minute: a busy machine must not decide
             if self.inner.num_free_kv_blocks == self.inner.num_kv_blocks and not self.inner.num_unfinished:
                 return True
             await asyncio.sleep(0.02)
@@ -158,7 +158,7 @@ def test_an_abort_wakes_a_reader_that_waits(run) -> None:
         reader = asyncio.create_task(collect(stream))
         await asyncio.sleep(0.05)
         stream.abort()
-        assert await asyncio.wait_for(reader, 1) == []
+        assert await asyncio.wait_for(reader, 60) == []
 
     run(test)
 

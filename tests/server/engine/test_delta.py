@@ -54,7 +54,8 @@ def check(loaded: Loaded, engine: Engine, tie: float) -> None:
     for delta in deltas(loaded):
         references[corrected(loaded, engine, delta)] = merged(loaded, delta)
     variants = list(references) * 2
-    asked = [(prompt(seed, 5 + 7 * seed), variant) for seed, variant in enumerate(variants)]
+    # Each says its prompt twice over, so that where guesses are made there are some to make.
+    asked = [(prompt(seed, 3 + 4 * seed) * 2, variant) for seed, variant in enumerate(variants)]
     for (token_ids, variant), output in zip(asked, generate(engine, asked), strict=True):
         assert logit_gap(references[variant], token_ids, output) <= tie, variant.name
     # The deltas matter: the plain network of the width is another one.
@@ -63,8 +64,9 @@ def check(loaded: Loaded, engine: Engine, tie: float) -> None:
 
 
 @on_every_device
-def test_a_delta_is_the_merged_checkpoint(loaded: Loaded) -> None:
-    check(loaded, loaded.engine(), TIE)
+@pytest.mark.parametrize("guesses", [0, 48], ids=["", "with guesses"])
+def test_a_delta_is_the_merged_checkpoint(loaded: Loaded, guesses: int) -> None:
+    check(loaded, loaded.engine(prompt_lookup_tokens=guesses), TIE)
 
 
 @compiled

@@ -5,6 +5,7 @@ import dataclasses
 import pytest
 import torch
 
+from server.engine import weights
 from server.engine.errors import EngineConfigError, PromptTooLongError
 from server.engine.request import Request, SamplingParams
 from tests.server.engine.support import GREEDY, Loaded, generate, logit_gap, on_every_device, prompt
@@ -29,8 +30,10 @@ def test_dense_variant_is_the_model(loaded: Loaded) -> None:
         assert logit_gap(reference, token_ids, output) <= TIE
 
 
-def test_a_view_is_the_slice(loaded: Loaded) -> None:
+@pytest.mark.parametrize("rows_per_slice", [1024, 50], ids=["read whole", "read in slices"])
+def test_a_view_is_the_slice(loaded: Loaded, rows_per_slice: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Requests of three widths in one batch, each against a checkpoint that holds only its neurons."""
+    monkeypatch.setattr(weights, "_ROWS_PER_SLICE", rows_per_slice)
     variants = [loaded.dense, loaded.variant(MIDDLE), loaded.variant(NARROW)]
     asked = [(prompt(seed, 20 + 17 * seed), variants[seed % 3]) for seed in range(7)]
     outputs = generate(loaded.engine(), asked)
@@ -123,6 +126,25 @@ def test_prefix_is_reused_at_its_own_width_only(load) -> None:
     assert cached_tokens([*shared, 9], narrow) == 64
 
 
+def test_only_what_is_alike_up_to_a_blocks_end_is_shared(load) -> None:
+    """A block whose tokens are another's, after another beginning, is not that block."""
+    loaded = load("llama")
+    engine = loaded.engine()
+    blocks = [prompt(seed, 8) for seed in range(4)]
+    first, swapped = [*blocks[0], *blocks[1], *blocks[2], 1], [*blocks[3], *blocks[1], *blocks[2], 1]
+    branched = [*blocks[0], *blocks[3], *blocks[2], 1]
+
+    def cached_tokens(token_ids: list[int]) -> int:
+        request = Request("r", token_ids, loaded.dense, GREEDY)
+        engine.add(request)
+        while engine.num_unfinished:
+            engine.step()
+        assert logit_gap(loaded.reference(loaded.dense), token_ids, request.output_token_ids) <= TIE
+        return request.num_cached_tokens
+
+    assert [cached_tokens(ids) for ids in (first, swapped, branched)] == [0, 0, 8]
+
+
 def test_sliding_windows(load) -> None:
     loaded = load("mistral", sliding_window=20)
     token_ids = prompt(4, 90)
@@ -177,7 +199,9 @@ def test_a_request_that_cannot_finish_is_refused(load) -> None:
     engine = loaded.engine()
     sampling = dataclasses.replace(GREEDY, max_tokens=100)
     engine.add(Request("fits", prompt(0, 156), loaded.dense, sampling))
-    with pytest.raises(PromptTooLongError, match=r"157 tokens and up to 100 .* 256 \(max_model_len\)"):
+    with pytest.raises(
+        PromptTooLongError, match=r"157 tokens and the answer up to 100; .* 256 \(max_model_len\)"
+    ):
         engine.add(Request("does not", prompt(0, 157), loaded.dense, sampling))
 
 

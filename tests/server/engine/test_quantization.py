@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from pruning.delta import PROJECTIONS, Delta
-from server.engine import kernels
+from server.engine import kernels, weights
 from server.engine.quantization import QuantizedMatrix, linear, quantize, rows_of
 from server.engine.variant import Variant
 from tests.deltas import random_delta
@@ -102,8 +102,12 @@ def variants_of(loaded: Loaded) -> list[Variant]:
 
 
 @on_every_device
-def test_a_variant_is_the_quantized_slice(loaded: Loaded) -> None:
+@pytest.mark.parametrize("rows_per_slice", [1024, 50], ids=["read whole", "read in slices"])
+def test_a_variant_is_the_quantized_slice(
+    loaded: Loaded, rows_per_slice: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Three widths in one batch, each against a network that holds only its neurons."""
+    monkeypatch.setattr(weights, "_ROWS_PER_SLICE", rows_per_slice)
     variants = variants_of(loaded)
     asked = [(prompt(seed, 20 + 17 * seed), variants[seed % 3]) for seed in range(7)]
     outputs = generate(loaded.engine(quantization="int8"), asked)
@@ -131,14 +135,15 @@ def test_the_compiled_kernels_compute_with_8_bits(loaded: Loaded) -> None:
 def test_a_delta_is_added_to_quantized_maps(load, limits: dict[str, object]) -> None:
     loaded = load("qwen2")
     engine = loaded.engine(quantization="int8", **limits)
-    delta = random_delta(loaded.checkpoint, loaded.ranking, NARROW, projections=PROJECTIONS, seed=3)
-    plain, with_delta = loaded.variant(NARROW), corrected(loaded, engine, delta)
-    asked = [
-        (prompt(seed, 30), variant) for seed, variant in enumerate((plain, with_delta, plain, with_delta))
-    ]
+    references = {variant: reference(loaded, variant) for variant in variants_of(loaded)}
+    for widths, projections in ((NARROW, PROJECTIONS), (MIDDLE, ("q_proj", "up_proj", "down_proj"))):
+        delta = random_delta(loaded.checkpoint, loaded.ranking, widths, projections=projections, seed=3)
+        plain = loaded.variant(widths)
+        references[corrected(loaded, engine, delta)] = reference(loaded, plain, delta)
+    asked = [(prompt(seed, 30), variant) for seed, variant in enumerate([*references] * 2)]
     for (token_ids, variant), output in zip(asked, generate(engine, asked), strict=True):
-        network = reference(loaded, plain, delta if variant is with_delta else None)
-        assert logit_gap(network, token_ids, output) <= 0.3  # a delta as large as the weights themselves
+        gap = logit_gap(references[variant], token_ids, output)
+        assert gap <= 0.3, variant.name  # a delta as large as the weights themselves
 
 
 @on_every_device

@@ -2,6 +2,7 @@
 
 import dataclasses
 from contextlib import ExitStack
+from itertools import chain
 from unittest import mock
 
 import pytest
@@ -25,6 +26,8 @@ from server.engine.variant import Variant
 from tests.server.engine.support import SCHEDULING as CONFIG
 
 EOS = 7
+# Of CONFIG's size; prompts made of a few agree and differ in the first, in the middle or at the end.
+BLOCKS = [[1, 1, 1, 1], [1, 2, 1, 2], [2, 2, 2, 2]]
 VARIANTS = [Variant(f"m:s{n}", n / 100, n / 100, (100 - n,), 0, 0) for n in (0, 20)]
 
 
@@ -50,17 +53,18 @@ def small_limits(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def request(
     name: str,
-    length: int,
+    prompt: int | list[int],
     max_tokens: int = 4,
     variant: int = 0,
     priority: int = 0,
     start: int | None = None,
     **sampling,
 ) -> Request:
-    """`start`: of scoring, None for none."""
+    """`prompt`: its tokens, or how many; `start`: of scoring, None for none."""
+    token_ids = [1] * prompt if isinstance(prompt, int) else prompt
     params = SamplingParams(max_tokens=max_tokens, **sampling)
     scoring = None if start is None else ScoringParams(start)
-    return Request(name, [1] * length, VARIANTS[variant], params, priority=priority, scoring=scoring)
+    return Request(name, token_ids, VARIANTS[variant], params, priority=priority, scoring=scoring)
 
 
 def compute(
@@ -96,23 +100,32 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.live: dict[str, Request] = {}
 
     @rule(
-        length=st.integers(1, 30),
+        blocks=st.lists(st.sampled_from(BLOCKS), max_size=7),
+        rest=st.lists(st.integers(1, 2), min_size=1, max_size=3),
         max_tokens=st.integers(0, 10),
         variant=st.integers(0, 1),
         priority=st.integers(0, 1),
         start=st.none() | st.integers(1, 30),
     )
-    def arrive(self, length: int, max_tokens: int, variant: int, priority: int, start: int | None) -> None:
+    def arrive(
+        self,
+        blocks: list[list[int]],
+        rest: list[int],
+        max_tokens: int,
+        variant: int,
+        priority: int,
+        start: int | None,
+    ) -> None:
         self.count += 1
-        start = None if start is None else min(start, length)
-        new = request(str(self.count), length, max_tokens, variant, priority, start)
+        prompt = [*chain(*blocks), *rest][:30]
+        start = None if start is None else min(start, len(prompt))
+        new = request(str(self.count), prompt, max_tokens, variant, priority, start)
         self.live[new.request_id] = new
         self.scheduler.add(new)
 
     @precondition(lambda self: self.live)
     @rule()
     def step(self) -> None:
-        computed = {name: r.num_computed_tokens for name, r in self.live.items()}
         output = self.scheduler.schedule()
         assert output.scheduled, "requests are unfinished, but nothing is computed"
         assert sum(item.num_tokens for item in output.scheduled) <= CONFIG.max_num_batched_tokens
@@ -126,7 +139,6 @@ class SchedulerMachine(RuleBasedStateMachine):
             reached = r.num_computed_tokens + item.num_tokens
             assert reached <= r.num_tokens
             assert len(r.block_table) == self.pool.blocks_for(reached)
-            assert r.num_computed_tokens in (computed[r.request_id], r.num_computed_tokens)
         for r, token, reason in compute(self.scheduler, output):
             assert (token is None) == (r.sampling.max_tokens == 0)
             assert (reason is FinishReason.LENGTH) == (len(r.output_token_ids) == r.sampling.max_tokens)
@@ -153,10 +165,12 @@ class SchedulerMachine(RuleBasedStateMachine):
 
     @invariant()
     def only_equal_prefixes_of_equal_variants_share(self) -> None:
-        owners: dict[int, tuple[Variant, int]] = {}
+        """What is in a block depends on its tokens, and on all before them."""
+        owners: dict[int, tuple[Variant, list[int]]] = {}
         for r in self.scheduler.running:
             for index, block in enumerate(r.block_table):
-                assert owners.setdefault(block, (r.variant, index)) == (r.variant, index)
+                prefix = r.variant, r.slice_tokens(0, (index + 1) * CONFIG.block_size)
+                assert owners.setdefault(block, prefix) == prefix
 
     def teardown(self) -> None:
         with self.limits:
