@@ -161,8 +161,11 @@ def rules() -> list[dict[str, Any]]:
 
 
 def told_either_way(expr: str) -> str:
-    """Comparisons say 0 or 1 instead of letting through: labels that do not match still leave nothing."""
-    return re.sub(r"(==|>)(?= )", r"\1 bool", expr)
+    """Comparisons say 0 or 1 instead of letting through: labels that do not match still leave nothing.
+
+    What is absent where all is well is looked for instead.
+    """
+    return re.sub(r"(==|>)(?= )", r"\1 bool", re.sub(r"^absent\((.+)\)$", r"\1", expr))
 
 
 def test_every_expression_has_data(scraped: Metered) -> None:
