@@ -10,7 +10,6 @@ from typing import Any
 import psutil
 
 from eval import provenance as measured
-from server.engine.kernels import describe, without_reason
 
 
 def provenance() -> dict[str, Any]:
@@ -38,6 +37,8 @@ def num_cores() -> int:
 
 def results_directory() -> Path:
     """By what the CPU computes with, as `/version` says it: "amx-bf16", "avx512-bf16" or "torch"."""
+    from server.engine.kernels import describe, without_reason  # brings torch; provenance needs none
+
     return Path("bench/results") / without_reason(describe())
 
 

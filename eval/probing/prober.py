@@ -224,7 +224,8 @@ class Prober:
             replies = dict(zip(asked, answers, strict=True))
             # One that was replaced meanwhile may have answered in another's name.
             pairs = self._pairs([subject for subject in subjects if subject in self._subjects()])
-            known = await self._ledger.catch_up({s.name: self._key(s, reference) for s, reference in pairs})
+            keys = {s.name: self._key(s, reference) for s, reference in pairs}
+            known = await self._ledger.catch_up(keys)
             # In the order of the items, not of the answers: wrong ones tend to take longer, and a test that
             # is looked at all the time must not see the right ones first.
             for item in items:
@@ -242,7 +243,7 @@ class Prober:
             await self._ledger.add(new)
             if new and self._guard is not None and self._guard.is_due(self._tokens):
                 reference = pairs[0][1]
-                held_to_it = {s.name: self._key(s, reference) for s, _ in pairs if s != reference}
+                held_to_it = {name: key for name, key in keys.items() if name != reference.name}
                 if held_to_it:
                     await self._guard.ask(held_to_it, reference.name, spend)
         return len(items) if any(answers) else 0

@@ -20,16 +20,6 @@ def threads(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return told
 
 
-@pytest.fixture
-def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    proc, root = tmp_path / "cgroup", tmp_path / "fs"
-    proc.write_text("0::/pods/mine\n")
-    monkeypatch.setattr(cgroups, "PROC_CGROUP", proc)
-    monkeypatch.setattr(cgroups, "CGROUPS", root)
-    (root / "pods" / "mine").mkdir(parents=True)
-    return root
-
-
 def quota(group: Path, text: str) -> None:
     (group / "cpu.max").write_text(f"{text}\n")
 
@@ -47,24 +37,24 @@ def quota(group: Path, text: str) -> None:
     ],
 )
 def test_no_more_threads_than_the_quota_feeds(
-    root: Path, threads: list[int], text: str, expected: int
+    cgroup_root: Path, threads: list[int], text: str, expected: int
 ) -> None:
-    quota(root / "pods" / "mine", text)
+    quota(cgroup_root / "pods" / "mine", text)
     set_threads(None)
     assert torch.get_num_threads() == expected
 
 
-def test_the_tightest_of_the_groups_around_it_counts(root: Path, threads: list[int]) -> None:
-    quota(root / "pods" / "mine", "600000 100000")
-    quota(root / "pods", "300000 100000")
+def test_the_tightest_of_the_groups_around_it_counts(cgroup_root: Path, threads: list[int]) -> None:
+    quota(cgroup_root / "pods" / "mine", "600000 100000")
+    quota(cgroup_root / "pods", "300000 100000")
     set_threads(None)
     assert torch.get_num_threads() == 3
 
 
 def test_what_was_asked_for_goes_before_the_quota(
-    root: Path, threads: list[int], monkeypatch: pytest.MonkeyPatch
+    cgroup_root: Path, threads: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    quota(root / "pods" / "mine", "200000 100000")
+    quota(cgroup_root / "pods" / "mine", "200000 100000")
     set_threads(6)
     assert torch.get_num_threads() == 6
     monkeypatch.setenv("OMP_NUM_THREADS", "6")
@@ -72,7 +62,7 @@ def test_what_was_asked_for_goes_before_the_quota(
     assert torch.get_num_threads() == 6
 
 
-def test_without_groups_it_is_torchs(root: Path, threads: list[int]) -> None:
+def test_without_groups_it_is_torchs(cgroup_root: Path, threads: list[int]) -> None:
     cgroups.PROC_CGROUP.unlink()
     set_threads(None)
     assert threads == [8]

@@ -1,12 +1,12 @@
 """The page of the study of recovery is what its results say."""
 
 import json
-import re
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from tests.plots import words
 from training.recovery import Options, _digest
 from training.recovery_report import ALONE, PLOT_FILE, REPORT_FILE, RESULTS_FILE, write_report
 
@@ -21,12 +21,7 @@ def results() -> dict:
 def test_the_page_and_the_plot_are_those_of_the_results(results: dict, tmp_path: Path) -> None:
     write_report(results, tmp_path)
     assert (tmp_path / REPORT_FILE).read_bytes() == (STUDY / REPORT_FILE).read_bytes()
-    # By its words: curves differ between versions of matplotlib.
     assert words(tmp_path / PLOT_FILE) == words(STUDY / PLOT_FILE)
-
-
-def words(plot: Path) -> list[str]:
-    return re.findall(r">([^<>]+)</text>", plot.read_text(encoding="utf-8"))
 
 
 def test_what_other_settings_found_is_not_taken_for_theirs(tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import re
 import shutil
 from pathlib import Path
 
@@ -24,6 +23,7 @@ from eval.study.paired import compare
 from eval.study.results import CellResult, Score, StudyResults, load, save
 from eval.subject import Strategy, VariantFacts
 from eval.traps import Trap
+from tests.plots import words
 
 ITEMS = 20
 WHERE = Provenance("a CPU", 2, 2**34, "Linux", "abc", {"torch": "2"}, "2026-01-01T00:00:00+00:00")
@@ -88,12 +88,8 @@ def test_the_page_and_its_plots_are_what_the_studies_say(tmp_path: Path) -> None
     grounds = collect(STUDIES)
     assert fill(page, grounds) == page, "run `make science-report`"
     assert [name for name in PARTS if f"<!-- {name} -->" not in page] == []
-    for plot in draw(grounds, tmp_path):  # by their words: curves differ between versions of matplotlib
+    for plot in draw(grounds, tmp_path):
         assert words(plot) == words(IMAGES / plot.name), "run `make science-report`"
-
-
-def words(plot: Path) -> list[str]:
-    return re.findall(r">([^<>]+)</text>", plot.read_text(encoding="utf-8"))
 
 
 def test_an_unknown_part_is_an_error(studies: Path) -> None:
