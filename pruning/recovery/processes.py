@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from importlib import import_module
 from typing import TypeVar
 
 import torch
@@ -110,6 +111,9 @@ def joined(device: torch.device) -> Iterator[Processes]:
             )
         device = torch.device("cuda", place)
         torch.cuda.set_device(device)
+    # Its functions keep the group that is there when it is first loaded, and with it gloo's threads; they
+    # abort a process that ends now and then (pytorch#179291). A training loads it, so it is loaded before.
+    import_module("torch.distributed.nn.functional")
     distributed.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
     try:
         yield Processes(

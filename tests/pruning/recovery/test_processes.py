@@ -2,6 +2,8 @@
 
 import os
 import socket
+import sys
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -62,6 +64,20 @@ def _work_until_one_is_gone(index: int, directory: Path) -> None:
     (directory / f"told-{index}").touch()
 
 
+def _work_and_leave(index: int, directory: Path) -> None:
+    with joined(CPU) as processes:
+        import_module("torch.distributed.nn.functional")  # as torch does by itself during a training
+        processes.wait()
+        assert _gloo_threads()
+    assert not _gloo_threads()
+    (directory / f"left-{index}").touch()
+
+
+def _gloo_threads() -> list[str]:
+    names = [file.read_text().strip() for file in Path("/proc/self/task").glob("*/comm")]
+    return [name for name in names if "gloo" in name]
+
+
 def test_they_add_up_and_wait(tmp_path: Path) -> None:
     run_together(_work, tmp_path)
     assert {file.name for file in tmp_path.iterdir()} == {"made", "done-0", "done-1", "done-2"}
@@ -70,6 +86,13 @@ def test_they_add_up_and_wait(tmp_path: Path) -> None:
 def test_one_that_is_gone_is_noticed(tmp_path: Path) -> None:
     run_together(_work_until_one_is_gone, tmp_path)
     assert {file.name for file in tmp_path.iterdir()} == {"told-0", "told-2"}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="threads are counted in /proc")
+def test_nothing_of_the_group_is_left_running(tmp_path: Path) -> None:
+    """A thread of it that is there when Python ends aborts the process: now and then a training failed so."""
+    run_together(_work_and_leave, tmp_path)
+    assert {file.name for file in tmp_path.iterdir()} == {"left-0", "left-1", "left-2"}
 
 
 def test_one_alone_needs_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
