@@ -8,7 +8,7 @@ from bench.measure import summary
 from bench.report import PAGE, RESULTS, fill
 from bench.results import OURS, Results, by_machine
 from bench.tables import SUMMARIES, TABLES
-from bench.targets import FIGURES, verdicts
+from bench.targets import FIGURES, pruning_gains, verdicts
 
 W1_GAIN, W2_GAIN = (f"{cell}'s gain by pruning, of what was removed; the least" for cell in ("W1", "W2"))
 
@@ -126,6 +126,10 @@ def test_pruning_is_held_to_what_was_removed(tmp_path):
     assert gain.measured == pytest.approx(100 * 0.3 / 0.3175, abs=0.1)
     assert (gain.reached, gain.note) == (True, "at 0.5")
     assert told[W2_GAIN].measured == pytest.approx(90.6, abs=0.5)
+    saved = {gain.cell: gain.saved for gain in pruning_gains(Results(tmp_path).run("alone"))}
+    seconds = 24_000 / 1e9  # bytes of half of the neurons, over what memory gives
+    assert saved["W1"] == pytest.approx((1 - 1 / 1.3) / seconds)
+    assert saved["W2"] == pytest.approx(32 * (1 - 1 / 1.3) / (32 * seconds))  # 32 prompts of a token
     file.write_text(json.dumps(alone(w1=1.2, w2=1.3)))
     told = {verdict.name: verdict for verdict in verdicts(Results(tmp_path))}
     assert not told[W1_GAIN].reached

@@ -193,7 +193,11 @@ inline void add_panels(const Word* panels, int first, int end, const PackedRows&
     while (depth(tiles[reached - 1]) <= begin) --reached;
     for (int panel = first; panel < end; ++panel) {
       const Word* from = panels + panel * panel_words + static_cast<size_t>(begin) * kPanel;
-      const Word* next = panel + 1 < end ? from + panel_words : from - (end - 1 - first) * panel_words + size * kPanel;
+      const Word* next = panels + end * panel_words;  // where the panels after these begin
+      if (panel + 1 < end)
+        next = from + panel_words;
+      else if (begin + size < longest)
+        next = panels + first * panel_words + static_cast<size_t>(begin + size) * kPanel;
       for (int t = 0; t < reached; ++t) {
         const RowTile& tile = tiles[t];
         add_piece<Format>(tile, from, rows.tile(tile, begin), std::min(size, depth(tile) - begin),

@@ -73,10 +73,9 @@ inline void one_row(const Pair* pairs, int count, int rows, int row, Quad* quads
   *offset = 128 * _mm512_reduce_add_epi32(sums);
 }
 
-// Rows [first, end) of a tile of `rows` whose pairs stand side by side, a lane for each.
-inline void rows_in_lanes(const Pair* pairs, int count, int rows, int first, int end, Quad* quads, float* scales,
-                          int32_t* offsets) {
-  const __mmask16 lanes = first_lanes(end) & ~first_lanes(first);
+// A tile of `rows` whose pairs stand side by side, a lane for each.
+inline void rows_in_lanes(const Pair* pairs, int count, int rows, Quad* quads, float* scales, int32_t* offsets) {
+  const __mmask16 lanes = first_lanes(rows);
   const auto load = [&](int p) { return _mm512_maskz_loadu_epi32(lanes, pairs + static_cast<size_t>(p) * rows); };
   __m512i peaks = _mm512_setzero_si512(), sums = _mm512_setzero_si512();
   for (int p = 0; p < count; ++p) peaks = larger(peaks, load(p));
@@ -103,18 +102,18 @@ inline Factor factor_for(const Team& team, const Matrix& matrix, const PackedRow
   const int tokens = tiles.back().first + tiles.back().rows;
   const int begin = team.begin(tokens), end = team.end(tokens);
   for (const RowTile& tile : tiles) {
-    const int first = std::max(begin - tile.first, 0), stop = std::min(end - tile.first, tile.rows);
-    if (first >= stop) continue;
     const Pair* pairs = rows.tile(tile);
     const int count = rows.depth(tile, prefix);
     Quad* quads = factor.rows.data + tile.first * PackedRows::room(factor.rows.words);
     float* scales = factor.scales + tile.first;
     int32_t* offsets = factor.offsets + tile.first;
-    if (!tile.matrix && tile.rows > 1) {
-      quantizing::rows_in_lanes(pairs, count, tile.rows, first, stop, quads, scales, offsets);
+    if (!tile.matrix && tile.rows > 1) {  // all by one thread: half of the lanes would take as long
+      const int middle = tile.first + tile.rows / 2;
+      if (begin <= middle && middle < end)
+        quantizing::rows_in_lanes(pairs, count, tile.rows, quads, scales, offsets);
       continue;
     }
-    for (int row = first; row < stop; ++row)
+    for (int row = std::max(begin - tile.first, 0); row < std::min(end - tile.first, tile.rows); ++row)
       quantizing::one_row(pairs, count, tile.rows, row, quads, scales + row, offsets + row);
   }
   team.barrier();
