@@ -13,7 +13,7 @@ PEERS ?= $(HOME)/.cache/secateur/peers
 # What study-science works on: checkpoints by these names under MODELS; MBPP, GSM8K and distractors under DATA.
 MODELS ?= $(HOME)/.cache/reference-models
 DATA ?=
-SCIENCE_MODELS ?= coder-0.5b coder-1.5b
+COMMA := ,
 
 BIN := $(VENV)/bin
 # The console's chart library. Where it cannot be fetched that is said, tried again next time, and no error.
@@ -73,17 +73,21 @@ dashboards: $(VENV)/.installed-dev  ## Build Grafana's dashboards into deploy/gr
 
 study-science: $(VENV)/.installed-dev  ## Study the coders in MODELS at HumanEval and GSM8K, in a day; goes on where it was
 	@test -f "$(DATA)/gsm8k_train.jsonl" || { echo "DATA= names the directory of gsm8k_train.jsonl"; exit 2; }
-	$(foreach model,$(SCIENCE_MODELS),$(call science,$(model),humaneval,mbpp_train.jsonl,)\
-		$(call science,$(model),gsm8k,gsm8k_train.jsonl,--items 300))
+	$(call science,coder-0.5b,humaneval,mbpp_train.jsonl,,--score taylor2 --compare-scores selectivity)
+	$(call science,coder-0.5b,humaneval,mbpp_train.jsonl,-mixed,--random-seeds '')
+	$(call science,coder-1.5b,humaneval,mbpp_train.jsonl,,--score taylor2 --compare-scores taylor2_mixed$(COMMA)selectivity)
+	$(call science,coder-0.5b,gsm8k,gsm8k_train.jsonl,,--compare-scores taylor2$(COMMA)selectivity --items 300)
+	$(call science,coder-1.5b,gsm8k,gsm8k_train.jsonl,,--compare-scores taylor2$(COMMA)selectivity --items 300)
 	$(BIN)/python -m eval.science
 
-# Model, task, file of prompts, options of the study. A profile and answers that are there are kept.
+# Model, task, file of prompts, end of the directory's name, options of the study. A profile and answers that are there
+# are kept. No two studies of a model at a task have the same strategy: their results stand in one table.
 define science
 	$(BIN)/secateur profile --model $(MODELS)/$(1) --task $(2) --prompts $(DATA)/$(3) \
 		--distractors $(DATA)/distractors.jsonl --num-prompts 96 --dtype bfloat16
 	$(BIN)/secateur study --model $(MODELS)/$(1) --task $(2) --prompts $(DATA)/$(3) \
-		--distractors $(DATA)/distractors.jsonl $(4) --sparsities 0.1,0.2,0.3,0.35 --compare-scores taylor2,selectivity \
-		--tolerance 0.05 --out docs/studies/$(1)-$(2) $(ARGS)
+		--distractors $(DATA)/distractors.jsonl $(5) --sparsities 0.1,0.2,0.3,0.35 --tolerance 0.05 \
+		--out docs/studies/$(1)-$(2)$(4) $(ARGS)
 
 endef
 

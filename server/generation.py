@@ -20,6 +20,10 @@ from server.monitoring.metrics import Metrics
 from server.policy import Ask, Decision, VariantPolicy
 from server.variants import VariantRegistry
 
+# Log-probabilities that one request may come to, alternatives included: written down as chat does they take
+# some 600 bytes each at the end, 1.2 GB in all.
+MAX_KEPT_LOGPROBS = 2_000_000
+
 
 @dataclass
 class Choice:
@@ -232,12 +236,13 @@ class Generation:
         With a seed, the choices of one prompt count up from it, so that they differ and can be repeated.
 
         Raises:
-            InvalidValueError: more answers than the server ever queues.
+            InvalidValueError: more answers than the server ever queues, or log-probabilities than it keeps.
             EngineError: what the engine refuses; then nothing was queued.
         """
         self.check_places(len(prompts), num_choices)
         lengths = [len(prompt) for prompt in prompts for _ in range(num_choices)]
         self._owner.engine.check(lengths, sampling.max_tokens)
+        _check_logprobs(lengths, sampling, scoring)
         self._num_choices, self._sampling = num_choices, sampling
         sampler = self._owner.sampler
         for number, prompt in enumerate(prompts):
@@ -339,3 +344,19 @@ class Generation:
         self.abort()
         self._leases.close()
         self._owner.forget(self)
+
+
+def _check_logprobs(
+    prompt_lengths: Sequence[int], sampling: SamplingParams, scoring: ScoringParams | None
+) -> None:
+    count = 0
+    if sampling.logprobs is not None:
+        count += len(prompt_lengths) * sampling.max_tokens * (1 + sampling.logprobs)
+    if scoring is not None:
+        count += sum(max(0, length - scoring.start) for length in prompt_lengths) * (1 + scoring.top)
+    if count > MAX_KEPT_LOGPROBS:
+        raise InvalidValueError(
+            f"{len(prompt_lengths)} answers could come to {count:,} log-probabilities, more than the "
+            f"{MAX_KEPT_LOGPROBS:,} of one request: lower max_tokens, n or the number of alternatives, or "
+            "send fewer prompts at a time"
+        )

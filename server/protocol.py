@@ -26,6 +26,7 @@ MAX_CHOICES = 128
 MAX_LOGPROBS = 20
 MAX_PROMPTS = 2048  # of one request; how many answers may wait is the server's to say, and less
 MAX_BIASES = 1024
+MAX_STOP_CHARACTERS = 256  # of each: every token of an answer is held against all of them
 
 
 def _encodable(text: str) -> str:
@@ -45,7 +46,7 @@ def _few(biases: object) -> object:
 # Lists end at their first mistake: 4 MiB of mistakes, each with its message, would be gigabytes.
 TokenId = Annotated[int, Field(ge=0)]
 Text = Annotated[str, AfterValidator(_encodable)]
-StopString = Annotated[Text, StringConstraints(min_length=1)]
+StopString = Annotated[Text, StringConstraints(min_length=1, max_length=MAX_STOP_CHARACTERS)]
 TokenIds = Annotated[list[TokenId], Field(fail_fast=True)]
 Bias = Annotated[float, Field(ge=-100, le=100, allow_inf_nan=False)]
 

@@ -9,6 +9,7 @@ from jinja2 import TemplateError
 from starlette.concurrency import run_in_threadpool
 from transformers import PreTrainedTokenizerBase
 
+from pruning.calibration.answers import timeless_template
 from server.errors import InvalidValueError
 
 REPLACEMENT_CHARACTER = "\ufffd"  # what part of a character decodes to
@@ -47,8 +48,11 @@ class PromptTokenizer:
             )
         return list(token_ids)
 
-    async def encode_chat(self, messages: list[dict[str, str]]) -> list[int]:
+    async def encode_chat(self, messages: list[dict[str, str]], *, timeless: bool = False) -> list[int]:
         """Token ids of a chat up to where the assistant's answer begins.
+
+        Args:
+            timeless: a template that asks what day it is hears the same every day; for what is measured.
 
         Raises:
             InvalidValueError: the model has no chat template, or it does not take these messages.
@@ -61,6 +65,7 @@ class PromptTokenizer:
                 messages,
                 add_generation_prompt=True,
                 tokenize=False,
+                chat_template=timeless_template(self._tokenizer) if timeless else None,
             )
         except TemplateError as error:
             raise InvalidValueError(

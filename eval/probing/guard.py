@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 SHARE = 0.1  # of the tokens that probes spend
 MAX_TOKENS = 64  # of an answer
 NUM_PROMPTS = 64  # of the task's distractors
-SEED = 1  # which of them; not those that neurons are measured on by default
+SEED = 1  # another draw than that of neurons by default; of 800 prompts some ten are in both
 PROMPT_FIELD = "prompt"
 
 

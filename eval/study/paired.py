@@ -88,7 +88,8 @@ def drop_bounds(only_dense: int, only_variant: int, items: int, confidence: floa
 
     The score interval for the difference of paired proportions of Tango (1998, Statistics in Medicine 17,
     p. 891), the usual one to show that something new is not worse by more than a margin. Asymptotic: its
-    coverage is close to nominal from some dozens of items on.
+    coverage is close to nominal from some dozens of items on, but not where all that differs differs one way.
+    There the exact bound of a share (Clopper and Pearson, 1934, Biometrika 26, p. 404) stands in if wider.
 
     Raises:
         ValueError: no items, or more discordant pairs than items.
@@ -101,6 +102,10 @@ def drop_bounds(only_dense: int, only_variant: int, items: int, confidence: floa
     z = NormalDist().inv_cdf(confidence)
     low = _root(only_dense, only_variant, items, z)
     high = _root(only_dense, only_variant, items, -z)
+    if only_variant == 0:
+        high = max(high, _exact_high(only_dense, items, confidence))
+    if only_dense == 0:
+        low = min(low, -_exact_high(only_variant, items, confidence))
     return low, high
 
 
@@ -131,10 +136,27 @@ def threshold(
 def items_needed(tolerance: float, confidence: float) -> int:
     """The fewest items on which a variant that answers just like the dense model is shown to be safe.
 
-    Without discordant pairs Tango's upper bound is z² / (n + z²).
+    Without discordant pairs the exact upper bound is 1 - (1 - confidence)^(1 / n).
     """
-    z = NormalDist().inv_cdf(confidence)
-    return max(1, math.ceil(z * z * (1 - tolerance) / tolerance))
+    return max(1, math.ceil(math.log(1 - confidence) / math.log(1 - tolerance)))
+
+
+def _exact_high(count: int, items: int, confidence: float) -> float:
+    """The share at which so few of the items would be found with 1 - `confidence`."""
+    if count == items:
+        return 1.0
+    ways = [  # of so few, as logarithms: there may be more than a float holds
+        math.lgamma(items + 1) - math.lgamma(k + 1) - math.lgamma(items - k + 1) for k in range(count + 1)
+    ]
+    low, high = count / items, 1.0
+    for _ in range(_HALVINGS):
+        middle = (low + high) / 2
+        yes, no = math.log(middle), math.log1p(-middle)
+        if sum(math.exp(way + k * yes + (items - k) * no) for k, way in enumerate(ways)) > 1 - confidence:
+            low = middle
+        else:
+            high = middle
+    return (low + high) / 2
 
 
 def _root(only_dense: int, only_variant: int, items: int, z: float) -> float:

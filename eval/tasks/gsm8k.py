@@ -17,13 +17,17 @@ from eval.tasks.records import Record, read_records
 
 NAME = "gsm8k"
 MAX_NEW_TOKENS = 400
-GRADING = "gsm8k/1"  # another number when grading changes: evidence of another version is no evidence
+GRADING = "gsm8k/2"  # another number when grading changes: evidence of another version is no evidence
 HUB_DATASET = ("openai/gsm8k", "main")
 
 INSTRUCTION = "Solve the problem step by step. End with a line that gives the number alone: #### N"
 # So written that a loop of empty lines or spaces takes no time that grows with its square.
 FINAL = re.compile(r"^[^\S\n]*####[ \t]*(\S.*)$", re.MULTILINE)
 BOXED = re.compile(r"\\boxed\{((?:[^{}]|\{[^{}]*\})*)\}")
+# A number that a line begins with, and what makes another number of it: digits, a sum, a percent sign, an
+# equation. Words do not, nor what stands in brackets.
+LEADING = re.compile(r"[$*_\s]*([+-]?)[$*]*(\d[\d,]*(?:\.\d+)?)")
+GOES_ON = re.compile(r"[.eE]?\d|\s*[-+*/^:\u00d7\u00f7]+\s*[\d$(]|\s*%|\s+\d|.*=")
 # A number of a word problem is short and has neither powers nor factorials. Reading those is not bounded in
 # time, and math-verify's own time limit works in the main thread alone.
 MAX_NUMBER_CHARS = 40
@@ -36,7 +40,8 @@ UNBOUNDED = re.compile(r"[\^!]|\*\*")
 class Gsm8kTask(ItemBank):
     """Half of a file's problems judge, half calibrate; an `eval.task.Task`.
 
-    The number is that of the last line ``#### N``; failing that, of the last ``\\boxed{N}``.
+    The number is that of the last line ``#### N``; failing that, of the last ``\\boxed{N}``. Where the line
+    begins with a number, that one; else what math-verify reads.
     """
 
     def __init__(self, items: ItemSplit, distractors_path: Path | None) -> None:
@@ -46,7 +51,12 @@ class Gsm8kTask(ItemBank):
     def grade(self, item: TaskItem, answer: str) -> bool:
         """Whether the number that `answer` ends with equals `item.reference`."""
         stated = stated_number(answer)
-        if stated is None or len(stated) > MAX_NUMBER_CHARS or UNBOUNDED.search(stated):
+        if stated is None:
+            return False
+        leading = LEADING.match(stated)
+        if leading and not GOES_ON.match(stated, leading.end()):
+            return Decimal(leading[1] + leading[2].replace(",", "")) == Decimal(item.reference)
+        if len(stated) > MAX_NUMBER_CHARS or UNBOUNDED.search(stated):
             return False
         library = _math_verify()
         configs = [library.ExprExtractionConfig(), library.LatexExtractionConfig()]

@@ -5,6 +5,7 @@ For evaluation only. It calibrates on MBPP's tasks, which are of the same kind a
 
 import json
 from pathlib import Path
+from textwrap import dedent, indent
 
 from eval.sandbox.sandbox import Sandbox
 from eval.task import TaskError, TaskItem
@@ -13,7 +14,7 @@ from eval.tasks.item_bank import ItemBank, ItemSplit
 from eval.tasks.mbpp import mbpp_items
 
 NAME = "humaneval"
-GRADING = "humaneval/1"  # another number when grading changes: evidence of another version is no evidence
+GRADING = "humaneval/2"  # another number when grading changes: evidence of another version is no evidence
 INSTRUCTION = "Complete the following Python function. Answer with the whole function in one fenced block."
 
 
@@ -32,8 +33,10 @@ class HumanEvalTask(ItemBank):
         """
         problem = json.loads(item.reference)
         code = answer_code(answer, problem["entry_point"])
-        begun = problem["prompt"] + ("\n" if has_definition(code, problem["entry_point"]) else "")
-        return passes(self._sandbox, f"{begun}{code}\n{problem['test']}\ncheck({problem['entry_point']})\n")
+        if not has_definition(code, problem["entry_point"]):
+            code = indent(dedent(code), "    ")
+        program = f"{problem['prompt']}\n{code}\n{problem['test']}\ncheck({problem['entry_point']})\n"
+        return passes(self._sandbox, program)
 
     def answered(self, answer: str) -> bool:
         return code_answered(answer)

@@ -28,13 +28,13 @@ class MomentSums:
         self._sums = torch.zeros(2, 3, num_layers, num_neurons, dtype=torch.float64)
         # [prompt or answer; m or m², where m is a sequence's mean |h|; layers; neurons]
         self._per_sequence = torch.zeros(2, 2, num_layers, num_neurons, dtype=torch.float64)
-        self._tokens = [0, 0]
+        self._tokens = [0.0, 0.0]  # as often as they would have to be repeated for their weights
         self._sequences = [0, 0]
 
     def count(self, batch: TokenBatch) -> None:
         """Counts a batch's tokens and sequences, once for all layers."""
         for part, mask in enumerate((batch.prompt_mask, batch.answer_mask)):
-            self._tokens[part] += int(mask.sum())
+            self._tokens[part] += float(batch.part_weights[:, part].double().sum())
             self._sequences[part] += int(mask.any(dim=1).sum())
 
     def add(self, layer: int, h: Tensor, batch: TokenBatch) -> None:
@@ -59,11 +59,11 @@ class MomentSums:
 
     @property
     def prompt(self) -> TokenMoments:
-        return TokenMoments(self._tokens[0], *self._sums[0])
+        return TokenMoments(_whole(self._tokens[0]), *self._sums[0])
 
     @property
     def answer(self) -> TokenMoments:
-        return TokenMoments(self._tokens[1], *self._sums[1])
+        return TokenMoments(_whole(self._tokens[1]), *self._sums[1])
 
     @property
     def per_prompt(self) -> SequenceMoments:
@@ -72,6 +72,11 @@ class MomentSums:
     @property
     def per_answer(self) -> SequenceMoments:
         return SequenceMoments(self._sequences[1], *self._per_sequence[1])
+
+
+def _whole(count: float) -> float:
+    """An int where it is one: as profiles are written down."""
+    return int(count) if count.is_integer() else count
 
 
 class TaylorSums:

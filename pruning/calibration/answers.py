@@ -2,12 +2,18 @@
 
 import hashlib
 import json
+import re
 from dataclasses import dataclass
+from datetime import datetime
 from typing import cast
 
 from transformers import PreTrainedTokenizerBase
 
 HELD_OUT_OF = 10
+# What chat templates that ask for the date (Llama 3's does) are told where something is measured: else
+# prompts, answers, and all that is kept for them would be other ones every day.
+MEASUREMENT_DATE = datetime(2026, 1, 1)
+_CLOCK = re.compile(r"""strftime_now\(\s*(["'])(.*?)\1\s*\)""")
 
 
 def held_out(place: int) -> bool:
@@ -42,5 +48,14 @@ def prompt_token_ids(tokenizer: PreTrainedTokenizerBase, prompt: str) -> list[in
     if tokenizer.chat_template is None:
         return list(tokenizer(prompt).input_ids)
     message = {"role": "user", "content": prompt}
-    ids = tokenizer.apply_chat_template([message], add_generation_prompt=True, return_dict=False)
+    template = timeless_template(tokenizer)
+    ids = tokenizer.apply_chat_template(
+        [message], chat_template=template, add_generation_prompt=True, return_dict=False
+    )
     return list(cast("list[int]", ids))
+
+
+def timeless_template(tokenizer: PreTrainedTokenizerBase) -> str:
+    """The tokenizer's chat template, with MEASUREMENT_DATE where it asks what day it is."""
+    template = tokenizer.get_chat_template()
+    return _CLOCK.sub(lambda found: repr(MEASUREMENT_DATE.strftime(found[2])), template)

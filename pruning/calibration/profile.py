@@ -29,7 +29,7 @@ METADATA_KEY = "secateur_profile"
 class TokenMoments:
     """Sums over tokens; each tensor is float64 [layers, neurons]."""
 
-    tokens: int
+    tokens: float  # whole, but for moments of tokens that are weighed
     sum: Tensor  # of h
     abs_sum: Tensor  # of |h|
     sq_sum: Tensor  # of h²
@@ -219,8 +219,8 @@ def _rebuild(model: str, task: str) -> str:
     )
 
 
-def _counts(profile: SelectivityProfile) -> dict[str, int]:
-    counts = {
+def _counts(profile: SelectivityProfile) -> dict[str, float]:
+    counts: dict[str, float] = {
         "target_prompt": profile.target_prompt.tokens,
         "target_answer": profile.target_answer.tokens,
         "distractor_prompt": profile.distractor_prompt.tokens,

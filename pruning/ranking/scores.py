@@ -197,7 +197,7 @@ def _mean_square(moments: TokenMoments, profile: SelectivityProfile) -> Tensor:
     return moments.sq_sum / moments.tokens
 
 
-def _require(count: int, what: str, profile: SelectivityProfile) -> None:
+def _require(count: float, what: str, profile: SelectivityProfile) -> None:
     if count == 0:
         raise ProfileError(_lacking(what, profile))
 

@@ -132,8 +132,8 @@ def recover(
         progress: shows bars with the time left, on stderr.
 
     Raises:
-        DeltaError: too few answers, more memory needed than allowed, a start of another variant, a loss that
-            is not finite, or progress that cannot be kept or is of another run.
+        DeltaError: too few answers, more memory needed than allowed, a start of another variant or seed, a
+            loss that is not finite, or progress that cannot be kept or is of another run.
         NothingGainedError: held-out answers were never nearer to the dense model than at the start.
         ModelError, ProfileError: the checkpoint is damaged; a prompt does not fit; ranking or widths do not.
     """
@@ -142,6 +142,12 @@ def recover(
         check_fit(ranking, variant.widths, architecture.num_layers, architecture.intermediate_size)
     for start, variant in zip(starts, variants, strict=bool(starts)):
         start.check(model=checkpoint.fingerprint, ranking=ranking.digest, widths=variant.widths)
+        drawn_with = start.provenance.settings.get("seed", settings.training.seed)
+        if drawn_with != settings.training.seed:
+            raise DeltaError(
+                f"the delta to start from was fitted on prompts drawn with seed {drawn_with}, and knows some "
+                f"that seed {settings.training.seed} holds out to judge by: use --seed {drawn_with}"
+            )
     memory = partial(
         TrainingMemory.of,
         *(checkpoint, variants[0].widths, settings.adapter.rank),

@@ -29,7 +29,7 @@ from pruning.ranking.ranking_file import SavedRanking
 from pruning.ranking.scores import SCORES, protected_neurons
 from pruning.ranking.widths import Allocation, exact_sparsity, widths_at
 from server.loading.profiles import measured_answers, measuring_on, open_model, profile_for_serving
-from server.loading.rankings import open_ranking
+from server.loading.rankings import check_apart, open_ranking
 from server.settings import CompareSettings, SettingsError
 
 if TYPE_CHECKING:  # takes a second and 80 MB to import; a comparison that is complete needs no model
@@ -74,12 +74,13 @@ def compare_rankings(settings: CompareSettings) -> str:
 def _contenders(settings: CompareSettings, checkpoint: Checkpoint) -> Iterator[_Contender]:
     """Every score with every option that makes a difference to it, then the rankings out of files."""
     profile = profile_for_serving(settings, checkpoint)
+    check_apart(profile.provenance, settings.task)
     for name in settings.scores or SCORES:
         for allocation in settings.allocations:
             if allocation == "uniform" or SCORES[name].comparable_across_layers:
                 yield from _protected(settings, profile, name, allocation)
     for path in settings.rankings:
-        saved = open_ranking(path, checkpoint)
+        saved = open_ranking(path, checkpoint, settings.task)
         candidate = Candidate(
             f"{path.stem}: {saved.ranking.score}", saved.allocation, 0, 0, saved.ranking.digest
         )

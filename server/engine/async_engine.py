@@ -25,6 +25,8 @@ from server.engine.variant import Variant
 
 logger = logging.getLogger(__name__)
 
+STOP_SECONDS = 10.0  # for the last step; one that hangs (a driver that answers nothing) would never end
+
 
 class AsyncEngine:
     """The engine's thread, and the streams that wait for it. All methods belong to one event loop.
@@ -87,13 +89,17 @@ class AsyncEngine:
         self._thread.start()
 
     async def stop(self) -> None:
-        """Ends every stream and the thread. Waits for the step that is running."""
+        """Ends every stream and the thread. Waits for the step that is running, if it ends in time."""
         for stream in list(self._streams.values()):
             stream.abort()
         with self._wake:
             self._stopping = True
             self._wake.notify()
-        await asyncio.to_thread(self._thread.join)
+        await asyncio.to_thread(self._thread.join, STOP_SECONDS)
+        if self._thread.is_alive():
+            logger.critical(
+                "The engine's step does not end (%d s): the process leaves it behind", self.step_age_seconds
+            )
 
     def check_alive(self) -> None:
         """Raises EngineDeadError if it has died."""

@@ -33,7 +33,6 @@ class PagedKV:
         device: torch.device,
         dtype: torch.dtype,
     ) -> None:
-        # Zeros, because padding reads blocks nobody wrote, and a masked NaN is still a NaN.
         shape = (num_blocks, block_size, kv_heads, head_dim)
         self.keys = torch.zeros(shape, device=device, dtype=dtype)
         self.values = torch.zeros(shape, device=device, dtype=dtype)
@@ -47,11 +46,18 @@ class PagedKV:
         self.keys.flatten(0, 1).index_copy_(0, slots, keys)
         self.values.flatten(0, 1).index_copy_(0, slots, values)
 
-    def read(self, blocks: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """`blocks` [requests, n] → keys and values, each [requests, kv_heads, n * block_size, head_dim]."""
-        keys = self.keys[blocks].flatten(1, 2).transpose(1, 2)
-        values = self.values[blocks].flatten(1, 2).transpose(1, 2)
-        return keys, values
+    def read(self, blocks: torch.Tensor, last: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """`blocks` [requests, n] → keys and values, each [requests, kv_heads, n * block_size, head_dim].
+
+        Zeros behind position `last` [requests]: what stands there is another request's or nobody's, and a
+        masked NaN is still a NaN.
+        """
+        positions = torch.arange(blocks.shape[1] * self.block_size, device=blocks.device)
+        unwritten = (positions > last[:, None])[:, :, None, None]
+        keys, values = (
+            kv[blocks].flatten(1, 2).masked_fill_(unwritten, 0) for kv in (self.keys, self.values)
+        )
+        return keys.transpose(1, 2), values.transpose(1, 2)
 
 
 @dataclass(frozen=True)
@@ -132,13 +138,13 @@ class AttentionPlan:
         output = torch.empty_like(query)
         if self._decodes is not None:
             rows = self._decodes.rows
-            keys, values = kv.read(self._decodes.blocks)
+            keys, values = kv.read(self._decodes.blocks, self._decodes.positions)
             # The query heads that share a KV head stand where query positions do: no copy of K or V.
             q = torch.unflatten(query[rows], 1, (keys.shape[1], -1))  # [requests, kv_heads, group, head_dim]
             o = F.scaled_dot_product_attention(q, keys, values, attn_mask=decode_mask, scale=scale)
             output[rows] = o.flatten(1, 2)
         for chunk, mask in zip(self._prefills, prefill_masks, strict=True):
-            keys, values = kv.read(chunk.blocks[None])
+            keys, values = kv.read(chunk.blocks[None], chunk.positions[-1:])
             q = query[chunk.start : chunk.stop].transpose(0, 1)[None]  # [1, heads, new tokens, head_dim]
             o = F.scaled_dot_product_attention(q, keys, values, attn_mask=mask, scale=scale, enable_gqa=True)
             output[chunk.start : chunk.stop] = o[0].transpose(0, 1)

@@ -6,6 +6,7 @@ beginning of a stop string. So the deltas of a stream, joined, are the text of t
 
 import logging
 from collections.abc import Sequence
+from functools import lru_cache
 from itertools import takewhile
 
 from tokenizers import Tokenizer
@@ -17,6 +18,9 @@ logger = logging.getLogger(__name__)
 # begin within a character, of which each byte may be a token.
 _PROMPT_TAIL, _LONGEST_TAIL = 8, 11
 _UNFINISHED = "\ufffd"  # what a part of a character decodes to
+# So many tokens without text are waited for, since a stream decodes all of them at each step. The last ones
+# may still become a character, of at most four bytes.
+_MOST_PENDING, _LONGEST_CHARACTER = 32, 4
 
 
 class Detokenizer:
@@ -30,6 +34,7 @@ class Detokenizer:
 
     def __init__(self, tokenizer: Tokenizer, prompt_token_ids: Sequence[int], stop: Sequence[str]) -> None:
         self._tokenizer = tokenizer
+        self._textless = _special_token_ids(tokenizer)
         self._stream, self._repeated = _begin(tokenizer, prompt_token_ids)
         self._pending: list[int] = []  # tokens that have given no text yet
         self._stop = tuple(stop)
@@ -38,6 +43,8 @@ class Detokenizer:
 
     def push(self, token_id: int) -> str:
         """Takes the next token; returns the text that is now certain. Sets `stopped` at a stop string."""
+        if token_id in self._textless:
+            return ""
         self._pending.append(token_id)
         try:
             text = self._stream.step(self._tokenizer, token_id)
@@ -48,7 +55,7 @@ class Detokenizer:
             text = self._tokenizer.decode(self._pending, skip_special_tokens=True)
             self._stream = DecodeStream([token_id], skip_special_tokens=True)
         if text is None:
-            return ""
+            return self._give_up_waiting() if len(self._pending) > _MOST_PENDING else ""
         self._pending.clear()
         pairs = zip(text, self._repeated, strict=False)
         text, self._repeated = text[sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs)) :], ""
@@ -63,6 +70,15 @@ class Detokenizer:
             return text
         held, self._held = self._held, ""
         return text + held
+
+    def _give_up_waiting(self) -> str:
+        """Text of the tokens that no longer can be the beginning of a character."""
+        self._repeated = ""
+        ended, self._pending = self._pending[:-_LONGEST_CHARACTER], self._pending[-_LONGEST_CHARACTER:]
+        self._stream = DecodeStream(skip_special_tokens=True)
+        for token_id in self._pending:
+            self._stream.step(self._tokenizer, token_id)
+        return self._release(self._tokenizer.decode(ended, skip_special_tokens=True))
 
     def _release(self, text: str) -> str:
         text = self._held + text
@@ -106,6 +122,11 @@ def _whole_tokens(tokenizer: Tokenizer, tail: list[int]) -> int:
 def _overlap(text: str, stop: str) -> int:
     """Length of the longest end of `text` that `stop` begins with, short of all of it."""
     for length in range(min(len(stop) - 1, len(text)), 0, -1):
-        if text.endswith(stop[:length]):
+        if stop[length - 1] == text[-1] and text.endswith(stop[:length]):
             return length
     return 0
+
+
+@lru_cache(maxsize=1)
+def _special_token_ids(tokenizer: Tokenizer) -> frozenset[int]:
+    return frozenset(i for i, token in tokenizer.get_added_tokens_decoder().items() if token.special)

@@ -117,12 +117,12 @@ class Scheduler:
         self._continue(self._users, step)
         if not any(not request.is_background for request in step.preempted):
             self._admit(self._users, step)
+        num_guesses = self._guess(step)
         most = MAX_BACKGROUND_TOKENS_BESIDE_USERS if self._users.running else MAX_BACKGROUND_TOKENS_ALONE
-        step.num_tokens = min(step.num_tokens, most)
+        step.num_tokens = min(step.num_tokens, max(0, most - num_guesses))
         self._continue(self._background, step)
         if not self._users.waiting and not step.preempted:
             self._admit(self._background, step)
-        self._guess(step)
         return SchedulerOutput(
             tuple(step.scheduled),
             sum(not request.is_background for request in step.preempted),
@@ -230,9 +230,9 @@ class Scheduler:
             if request.first_scheduled_time is None:
                 request.first_scheduled_time = time.monotonic()
                 request.num_cached_tokens = request.num_computed_tokens
-            if self._config.enable_prefix_caching and not request.is_background:
-                step.prefix_queries += request.num_tokens
-                step.prefix_hits += request.num_computed_tokens
+                if self._config.enable_prefix_caching and not request.is_background:
+                    step.prefix_queries += request.num_tokens
+                    step.prefix_hits += request.num_computed_tokens
             request.block_table += self._pool.allocate(self._num_missing_blocks(request, num_tokens))
             queue.running.append(request)
             step.take(ScheduledRequest(request, num_tokens))
@@ -250,15 +250,15 @@ class Scheduler:
                 return None
             self._preempt_last(step)
 
-    def _guess(self, step: _Step) -> None:
-        """Fills the step up with guesses, for users and as far as blocks are free."""
-        room = self._config.prompt_lookup_tokens - sum(item.num_tokens for item in step.scheduled)
+    def _guess(self, step: _Step) -> int:
+        """Fills users' step up with guesses, as far as blocks are free; returns how many."""
+        most = room = self._config.prompt_lookup_tokens - sum(item.num_tokens for item in step.scheduled)
         for index, item in enumerate(step.scheduled):
             if room <= 0:
-                return
+                break
             request = item.request
             sampling = request.sampling
-            if request.is_background or not item.num_samples or not sampling.is_predictable:
+            if not item.num_samples or not sampling.is_predictable:
                 continue
             start = request.num_computed_tokens + item.num_tokens
             in_blocks = len(request.block_table) * self._pool.block_size - start
@@ -270,6 +270,7 @@ class Scheduler:
                 request.block_table += self._pool.allocate(self._num_missing_blocks(request, num_tokens))
                 step.scheduled[index] = replace(item, guesses=guesses)
                 room -= len(guesses)
+        return most - room
 
     def _preempt_last(self, step: _Step) -> None:
         queue = self._background if self._background.running else self._users

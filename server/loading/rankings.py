@@ -12,6 +12,9 @@ from pruning.ranking.widths import Allocation
 from server.loading.profiles import profile_for_serving
 from server.settings import AllocationName, RankingSettings, ScoreName, SettingsError
 
+# A task whose calibration takes all items of another: nothing is left of that one to be judged by.
+_USES_UP = {"humaneval": "mbpp"}
+
 
 @dataclass(frozen=True)
 class RankedModel:
@@ -26,23 +29,40 @@ def ranked(settings: RankingSettings, checkpoint: Checkpoint) -> RankedModel:
     """By the ranking that is named, else by score, from a profile that is measured where there is none.
 
     Raises:
-        SettingsError: the allocation is not one that the order allows.
+        SettingsError: the allocation is not one that the order allows, or the order was measured on the very
+            items that it would be judged by.
         SecateurError: the ranking is of another model; as `profile_for_serving`.
     """
     if settings.ranking is not None:
-        saved = open_ranking(settings.ranking, checkpoint)
+        saved = open_ranking(settings.ranking, checkpoint, settings.task)
         ranking = saved.ranking.reversed() if settings.order == "reverse" else saved.ranking
         return RankedModel(ranking, _saved_allocation(settings, saved), saved.provenance)
     allocation = allocation_of(settings.score, settings.allocation)
     profile = profile_for_serving(settings, checkpoint)
+    check_apart(profile.provenance, settings.task)
     return RankedModel(ranking_of(settings, profile), allocation, profile.provenance)
 
 
-def open_ranking(path: Path, checkpoint: Checkpoint) -> SavedRanking:
-    """Raises RankingError where it cannot be read, or is of another model."""
+def open_ranking(path: Path, checkpoint: Checkpoint, task: str) -> SavedRanking:
+    """One that is to be judged by `task`.
+
+    Raises:
+        RankingError: it cannot be read, or is of another model.
+        SettingsError: as `check_apart`.
+    """
     saved = load_ranking(path)
     saved.check(model=checkpoint.fingerprint, tokenizer=checkpoint.tokenizer_fingerprint)
+    check_apart(saved.provenance, task)
     return saved
+
+
+def check_apart(provenance: Provenance, task: str) -> None:
+    """Raises SettingsError where neurons were measured on the items that `task` judges by."""
+    if _USES_UP.get(provenance.task) == task:
+        raise SettingsError(
+            f"neurons were measured for {provenance.task}, on both halves of {task}: judged by it they would "
+            f"look better than they are. Use --task {provenance.task}, or measure for {task}"
+        )
 
 
 def ranking_of(settings: RankingSettings, profile: SelectivityProfile) -> Ranking:

@@ -6,9 +6,11 @@ Knows the wire and the connection; what an answer looks like is server/answers.p
 import asyncio
 import json
 import logging
+import string
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import aclosing
 from typing import Any, TypeVar
+from urllib.parse import quote
 
 from fastapi.sse import EventSourceResponse, format_sse_event
 from starlette.concurrency import run_in_threadpool
@@ -17,6 +19,7 @@ from starlette.responses import Response
 
 from server.answers import Answer, AnswerFormat
 from server.engine.errors import EngineError
+from server.engine.stream import TextDelta
 from server.errors import RequestError, request_error
 from server.generation import Generation, Generations, Origin
 from server.middleware import VARIANT_HEADER, VARIANT_REASON_HEADER
@@ -31,7 +34,7 @@ def generation_scope(generations: Generations) -> Callable[[Request], AsyncItera
     """A FastAPI dependency: a place in the engine, given back when the response has been sent, or not."""
 
     async def scope(request: Request) -> AsyncIterator[Generation]:
-        generation = generations.open(Origin(request.url.path, request.headers))
+        generation = generations.open(Origin(request.scope["path"], request.headers))
         try:
             yield generation
         except ClientDisconnect:  # nobody is left to be told of an error
@@ -54,7 +57,8 @@ async def answer_whole(
     def content() -> str:
         return answer.whole(choices, generation.usage()).model_dump_json()
 
-    # Log-probabilities of thousands of tokens take a second to write down, for which all streams would stop.
+    # On a thread, as `answer_stream` does those of prompts: log-probabilities of thousands of tokens take a
+    # second to write down, for which all streams would stop.
     is_long = any(choice.logprobs or choice.prompt_logprobs for choice in choices)
     return Response(
         await run_in_threadpool(content) if is_long else content(),
@@ -78,8 +82,10 @@ def answer_stream(
         try:
             async with aclosing(generation.deltas()) as deltas:
                 async for index, delta in deltas:
-                    if delta.text or delta.logprobs or delta.prompt_logprobs or delta.finish_reason:
-                        yield _event(answer.part(index, delta))
+                    if delta.prompt_logprobs:
+                        yield await run_in_threadpool(_part, answer, index, delta)
+                    elif delta.text or delta.logprobs or delta.finish_reason:
+                        yield _part(answer, index, delta)
             if include_usage:
                 yield _event(answer.closing(generation.usage()))
         except Exception as error:
@@ -98,7 +104,12 @@ def answer_stream(
 
 
 def _decision_headers(decision: Decision) -> dict[str, str]:
-    return {VARIANT_HEADER: decision.variant.name, VARIANT_REASON_HEADER: decision.reason.value}
+    name = quote(decision.variant.name, safe=string.punctuation + " ")  # headers hold nothing beyond ASCII
+    return {VARIANT_HEADER: name, VARIANT_REASON_HEADER: decision.reason.value}
+
+
+def _part(answer: AnswerFormat, index: int, delta: TextDelta) -> bytes:
+    return _event(answer.part(index, delta))
 
 
 def _event(answer: Answer) -> bytes:

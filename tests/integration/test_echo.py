@@ -1,5 +1,6 @@
 """Echoed prompts with their log-probabilities, as evaluation harnesses ask for them."""
 
+import threading
 from typing import Any
 
 import httpx
@@ -8,6 +9,8 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from pruning.slicing import slice_model
+from server.answers import CompletionFormat
+from server.engine.request import TokenLogprobs
 from tests.integration.live import Live, Tiny
 from tests.integration.sse import chunks
 
@@ -53,6 +56,25 @@ def test_log_probabilities_of_a_prompt_are_those_of_transformers(
         assert told["token_logprobs"][1:] == pytest.approx(expected, abs=1e-4)
         for top, row in zip(told["top_logprobs"][1:], logprobs, strict=False):
             assert max(top.values()) == pytest.approx(row.max().item(), abs=1e-4)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_log_probabilities_of_prompts_are_written_down_beside_the_event_loop(
+    live: Live, client: httpx.Client, monkeypatch: pytest.MonkeyPatch, stream: bool
+) -> None:
+    """Those of a long prompt take a second, for which all streams would stop."""
+    threads = set[int]()
+    write = CompletionFormat._top_logprobs
+
+    def seen(form: CompletionFormat, position: TokenLogprobs) -> dict[str, float]:
+        threads.add(threading.get_ident())
+        return write(form, position)
+
+    monkeypatch.setattr(CompletionFormat, "_top_logprobs", seen)
+    body = {"prompt": PROMPTS, "echo": True, "logprobs": 1, "max_tokens": 0, "stream": stream}
+    assert client.post(PATH, json=body).status_code == 200
+    assert threads
+    assert live.thread.ident not in threads
 
 
 @pytest.mark.parametrize(

@@ -1,12 +1,15 @@
 """Routes and refusals over a real connection: whatever goes wrong is an OpenAI envelope."""
 
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
+from pruning.checkpoints.checkpoint import open_checkpoint
 from server import __version__
-from tests.integration.live import MAX_MODEL_LEN, Live, Tiny, running
+from tests.integration.live import MAX_MODEL_LEN, Live, Tiny, make_tiny, running
 
 COMPLETIONS, CHAT = "/v1/completions", "/v1/chat/completions"
 HI = {"messages": [{"role": "user", "content": "hi"}]}
@@ -42,6 +45,16 @@ def refusal(response: httpx.Response) -> tuple[int, str, str | None]:
         (COMPLETIONS, {"prompt": [320]}, (400, "invalid_value", "prompt")),
         (COMPLETIONS, {"prompt": "a", "logit_bias": {"320": 1}}, (400, "invalid_value", "logit_bias")),
         (COMPLETIONS, {"prompt": ["a"] * 17}, (400, "invalid_value", None)),
+        (
+            COMPLETIONS,
+            {"prompt": ["a"] * 8, "logprobs": 20, "max_tokens": 16_000},
+            (400, "invalid_value", None),
+        ),
+        (
+            COMPLETIONS,
+            {"prompt": ["a" * 12_000] * 8, "logprobs": 20, "max_tokens": 0, "echo": True},
+            (400, "invalid_value", None),
+        ),
         (
             COMPLETIONS,
             {"prompt": "a", "max_tokens": MAX_MODEL_LEN},
@@ -93,6 +106,19 @@ def test_a_body_of_unknown_length_is_cut_off_at_the_limit(client: httpx.Client) 
     parts = (b" " * 10_000 for _ in range(11))
     response = client.post(COMPLETIONS, content=parts, headers={"content-type": "application/json"})
     assert refusal(response) == (413, "body_too_large", None)
+
+
+def test_a_name_that_no_header_can_hold_is_escaped_there(tmp_path: Path) -> None:
+    made = make_tiny(tmp_path)
+    renamed = made.checkpoint.path.rename(tmp_path / "\u6a21\u578b%\n1")
+    tiny = replace(made, checkpoint=open_checkpoint(str(renamed), tmp_path))
+    with running(tiny) as live, live.client() as client:
+        body = {"prompt": "a", "max_tokens": 1}
+        for asked in (body, {**body, "stream": True}):
+            response = client.post(COMPLETIONS, json=asked)
+            assert response.status_code == 200
+            assert response.headers["x-secateur-variant"] == "%E6%A8%A1%E5%9E%8B%%0A1:s0"
+        assert client.post(COMPLETIONS, json=body).json()["model"] == "\u6a21\u578b%\n1:s0"
 
 
 def test_unknown_routes_and_methods_are_envelopes(client: httpx.Client) -> None:

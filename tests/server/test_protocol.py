@@ -35,7 +35,7 @@ def chat(**fields: Any) -> ChatCompletionRequest:
         ("max_tokens", [0, -1, 1.5]),
         ("n", [0, 129]),
         ("seed", [2**63]),
-        ("stop", ["", ["a", ""], ["x"] * 17]),
+        ("stop", ["", ["a", ""], ["x"] * 17, "x" * 257]),
         ("stop_token_ids", [[-1]]),
         ("logit_bias", [{"a": 1}, {"-1": 1}, {"5": 101}, {"5": math.nan}]),
         ("sparsity", [-0.1, 1, math.nan, "most"]),

@@ -1,12 +1,14 @@
 """Prompts become exactly the model's tokens, or an error that says why not."""
 
 import asyncio
+from datetime import datetime
 
 import pytest
 from tokenizers import Tokenizer, decoders
 from tokenizers.models import BPE
 from transformers import PreTrainedTokenizerFast
 
+from pruning.calibration.answers import prompt_token_ids
 from server.errors import InvalidValueError
 from server.tokenization import PromptTokenizer
 from tests.tiny import byte_tokenizer
@@ -26,6 +28,18 @@ def test_a_chat_is_rendered_up_to_the_answer() -> None:
     tokenizer = PromptTokenizer(plain, vocab_size=300)
     token_ids = asyncio.run(tokenizer.encode_chat(MESSAGES))
     assert plain.decode(token_ids) == "<|im_start|>user\nhé<|im_end|>\n<|im_start|>assistant\n"
+
+
+def test_a_template_that_asks_for_the_date_is_told_today_but_where_something_is_measured() -> None:
+    """Else what is measured would be of other prompts every day."""
+    plain = byte_tokenizer()
+    plain.chat_template = "{{ strftime_now('%Y-%m-%d') }} {{ messages[0].content }}"
+    tokenizer = PromptTokenizer(plain, vocab_size=300)
+    measured = asyncio.run(tokenizer.encode_chat(MESSAGES, timeless=True))
+    assert plain.decode(measured) == "2026-01-01 hé"
+    assert prompt_token_ids(plain, "hé") == measured
+    asked = plain.decode(asyncio.run(tokenizer.encode_chat(MESSAGES)))
+    assert asked == f"{datetime.now():%Y-%m-%d} hé"
 
 
 @pytest.mark.parametrize("prompt", ["", [], [300]])

@@ -70,6 +70,7 @@ def test_canonical_solutions_pass_and_others_fail(humaneval: Task) -> None:
         assert humaneval.grade(item, fenced(whole))
         assert humaneval.grade(item, whole)
         assert humaneval.grade(item, problem["canonical_solution"])  # the body alone
+        assert humaneval.grade(item, fenced(problem["canonical_solution"]))
         assert not humaneval.grade(item, fenced(problem["prompt"] + "    return None"))
         assert not humaneval.grade(item, "I do not know.")
         assert not humaneval.grade(item, fenced("import sys; sys.exit(0)"))

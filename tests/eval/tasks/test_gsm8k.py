@@ -78,6 +78,15 @@ def test_prompts_ask_for_the_final_line_and_references_are_plain_numbers(task: T
         "\\boxed{\\$1\\,234\\text{ eggs}}",
         "\\boxed{1234.00 dollars}",
         "\\boxed{7}\n#### 1234",
+        "#### **1234**",
+        "#### 1234!",
+        "#### $1,234 every day at the farmers' market, as was asked for",
+        "#### 1234 eggs in 3 boxes",
+        "#### 1230 + 4",
+        "#### 1230 + 4 = 1234",
+        "#### Tom has 1234",
+        "#### 2468/2",
+        "#### 1234%",
     ],
 )
 def test_grade_accepts(task: Task, answer: str) -> None:
@@ -87,7 +96,17 @@ def test_grade_accepts(task: Task, answer: str) -> None:
 
 @pytest.mark.parametrize(
     "answer",
-    ["", "1234", "#### 1235", "#### -1234", "#### 1234\n#### 7", "\\boxed{7}", "#### none", "#### 12340"],
+    [
+        "",
+        "1234",
+        "#### 1235",
+        "#### -1234",
+        "#### 1234\n#### 7",
+        "\\boxed{7}",
+        "#### none",
+        "#### 12340",
+        "#### 15 (3 more than 1234)",
+    ],
 )
 def test_grade_rejects(task: Task, answer: str) -> None:
     assert not task.grade(item(), answer)

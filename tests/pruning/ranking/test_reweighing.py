@@ -60,7 +60,7 @@ def test_weighed_moments_are_weighed_sums() -> None:
     assert float(sums.answer.sum) == 2 * -2 + 4 * 5
     assert float(sums.answer.abs_sum) == 2 * 2 + 4 * 5
     assert float(sums.answer.sq_sum) == 2 * 4 + 4 * 25
-    assert sums.answer.tokens == 2
+    assert sums.answer.tokens == 2 + 4
     assert float(sums.per_answer.sum) == (2 * 2 + 4 * 5) / (2 + 4)
     assert float(sums.per_prompt.sum) == pytest.approx((1 + 0.5 * 3) / 1.5)
 

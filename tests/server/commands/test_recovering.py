@@ -224,6 +224,8 @@ def test_training_goes_on_from_a_delta_of_that_variant_and_order_only(
     assert "the widths are" in capsys.readouterr().err
     assert main([*asked, "--sparsity", "0.35", "--order", "reverse"]) == EXIT_FAILED
     assert "the ranking's digest is" in capsys.readouterr().err
+    assert main([*asked, "--sparsity", "0.35", "--seed", "1"]) == EXIT_FAILED
+    assert "on prompts drawn with seed 0" in capsys.readouterr().err, "it has read what seed 1 holds out"
     assert main([*asked, "--sparsity", "0.35"]) == 0
     after = load_delta(delta).provenance.settings["kl_nats_after"]
     report = json.loads((tmp_path / "d.report.json").read_text())

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from eval.traps import Trap
+from server.engine import async_engine
 from server.engine.async_engine import AsyncEngine
 from server.engine.engine import Engine
 from server.engine.errors import EngineDeadError, QueueFullError
@@ -200,6 +201,33 @@ def test_a_step_that_does_not_end_is_seen_by_its_age(run) -> None:
             end.set()
         await collect(stream)
         assert running.engine.step_age_seconds == 0
+
+    run(test)
+
+
+def test_a_step_that_does_not_end_is_left_behind(
+    run, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(async_engine, "STOP_SECONDS", 0.1)
+
+    async def test(running: Running) -> None:
+        begun, end = threading.Event(), threading.Event()
+        compute = running.inner._runner.run
+
+        def hang(output: Any) -> Any:
+            begun.set()
+            end.wait(60)
+            return compute(output)
+
+        running.inner._runner.run = hang
+        running.submit("a", prompt(1, 10))
+        try:
+            await asyncio.to_thread(begun.wait, 60)
+            await running.engine.stop()
+            assert not end.is_set()
+            assert "step does not end" in caplog.text
+        finally:
+            end.set()
 
     run(test)
 

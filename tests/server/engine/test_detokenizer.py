@@ -113,3 +113,26 @@ def test_bytes_that_become_half_a_character_do_not_end_an_answer() -> None:
     answer = fallback_answer([SAY], [*"\u00e9".encode(), 0xE4, WORLD, X])
     assert answer.startswith("\u00e9")
     assert answer.endswith(" worldx")
+
+
+@pytest.mark.parametrize("token_ids", [[0xB8], [0xE4], [0xE4, 0xB8], [0xFF], [0xF0, 0x9F, 0x98]], ids=str)
+def test_what_never_becomes_a_character_is_not_waited_for(token_ids: list[int]) -> None:
+    """Each step decodes all that waits, so that an answer of such tokens would take time with its square."""
+    detokenizer, text, token_ids = Detokenizer(TOKENIZER, (), ()), "", token_ids * 100
+    for token_id in token_ids:
+        text += detokenizer.push(token_id)
+        assert len(detokenizer._pending) <= 32
+    for token_id in TOKENIZER.encode("\u20acuro").ids:
+        text += detokenizer.push(token_id)
+    assert text + detokenizer.flush() == TOKENIZER.decode(token_ids) + "\u20acuro"
+
+
+def test_special_tokens_are_not_waited_for_either() -> None:
+    [special, *_] = TOKENIZER.get_added_tokens_decoder()
+    euro = TOKENIZER.encode("\u20ac").ids
+    detokenizer = Detokenizer(TOKENIZER, (), ())
+    pieces = []
+    for token_id in [*euro[:1], *[special] * 100, *euro[1:]]:
+        pieces.append(detokenizer.push(token_id))
+        assert len(detokenizer._pending) < len(euro)
+    assert "".join(pieces) == "\u20ac"

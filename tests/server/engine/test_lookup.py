@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from server.engine.kv_cache import BlockPool
 from server.engine.lookup import Lookup, num_right
 from server.engine.request import BACKGROUND, FinishReason, Request, SamplingParams
-from server.engine.scheduler import Scheduler
+from server.engine.scheduler import MAX_BACKGROUND_TOKENS_BESIDE_USERS, Scheduler
 from server.engine.scheduler_output import SchedulerOutput
 from server.engine.variant import Variant
 from tests.server.engine.support import GREEDY, SCHEDULING, generate, prompt
@@ -102,6 +102,22 @@ def test_no_answer_changes(
         assert pool.num_free == pool.num_blocks
         answers.append([r.output_token_ids for r in requests])
     assert answers[0] == answers[1]
+
+
+def test_background_takes_no_guesses_from_users() -> None:
+    scheduler = Scheduler(CONFIG, BlockPool(40, 4, enable_prefix_caching=True), frozenset())
+    user = request([1] * 8, max_tokens=30)
+    beside = dataclasses.replace(request([2] * 20, max_tokens=30), request_id="b", priority=BACKGROUND)
+    scheduler.add(user)
+    scheduler.add(beside)
+    for _ in range(3):
+        output = scheduler.schedule()
+        [item] = [item for item in output.scheduled if item.request is user]
+        computed = sum(item.num_tokens for item in output.scheduled if item.request is beside)
+        assert len(item.guesses) == CONFIG.prompt_lookup_tokens - item.num_tokens
+        assert 0 < computed <= MAX_BACKGROUND_TOKENS_BESIDE_USERS - len(item.guesses)
+        sampling = [item for item in output.scheduled if item.num_samples]
+        scheduler.update(output, {i.request.request_id: [1] * (1 + len(i.guesses)) for i in sampling}, {})
 
 
 def test_a_repeated_text_takes_fewer_steps() -> None:

@@ -127,3 +127,17 @@ def test_a_bias_is_heeded_beside_plainly_greedy_requests(loaded: Loaded) -> None
         engine.step()
     assert all(set(request.output_token_ids) == {7} for request in requests[1::2])
     assert all(set(request.output_token_ids) != {7} for request in requests[::2])
+
+
+@on_every_device
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_what_others_left_in_the_cache_is_not_seen(load, dtype: str) -> None:
+    """Not even where it is no number, which a mask does not hide."""
+    loaded = load("qwen2")
+    asked = [(prompt(n, length), loaded.dense) for n, length in enumerate((3, 20, 41))]
+    engine = loaded.engine(dtype=dtype, prompt_lookup_tokens=0, enable_prefix_caching=False)
+    expected = generate(engine, asked)
+    for kv in decoder_of(engine)._kv:
+        kv.keys.fill_(torch.nan)
+        kv.values.fill_(torch.nan)
+    assert generate(engine, asked) == expected

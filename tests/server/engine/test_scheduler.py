@@ -299,6 +299,21 @@ def test_the_last_to_come_is_preempted_and_computed_again() -> None:
     assert second.num_computed_tokens == 0
 
 
+def test_a_prompt_is_looked_up_once_however_often_it_comes_in() -> None:
+    scheduler, _ = scheduler_and_pool(num_blocks=6)
+    prompts = [1, 2, 3, 4, 5, 6, 7, 8], [9, 8, 7, 6, 5, 4, 3, 2]
+    for name, tokens in zip("ab", prompts, strict=True):
+        scheduler.add(request(name, tokens, max_tokens=12, ignore_eos=True))
+    looked_up = found = preemptions = 0
+    while scheduler.num_unfinished:
+        output = scheduler.schedule()
+        looked_up, found = looked_up + output.prefix_queries, found + output.prefix_hits
+        preemptions += output.preemptions
+        compute(scheduler, output)
+    assert preemptions
+    assert (looked_up, found) == (16, 0)
+
+
 def test_end_of_sequence_and_stop_tokens() -> None:
     def reason_for(token: int, **sampling) -> FinishReason | None:
         scheduler, _ = scheduler_and_pool()
