@@ -30,8 +30,9 @@ LOAD_SECONDS = 75
 MAX_BYTES = 200_000
 # One that the sparsest size gets wrong.
 PROMPT = (
-    "Jack has 2 boxes with 7 toys in each. It is 22 minutes to the next bus. Jack sells 3 of the toys. "
-    "How many toys does Jack have in the end?"
+    "In the garden Paul buys 5 crates of stamps, 12 stamps in each. Later Paul adds 37 stamps. Luis has as many "
+    "stamps as Paul and 2 more. Adam gives Luis 4 stamps. Maya saw 89 ribbons at the market. How many stamps does "
+    "Luis have in the end?"
 )
 
 
