@@ -30,9 +30,9 @@ LOAD_SECONDS = 75
 MAX_BYTES = 200_000
 # One that the sparsest size gets wrong.
 PROMPT = (
-    "In the garden Paul buys 5 crates of stamps, 12 stamps in each. Later Paul adds 37 stamps. Luis has as many "
-    "stamps as Paul and 2 more. Adam gives Luis 4 stamps. Maya saw 89 ribbons at the market. How many stamps does "
-    "Luis have in the end?"
+    "In the garden Paul buys 5 crates of stamps, 12 stamps in each. Later Paul adds 37 stamps. Luis has as "
+    "many stamps as Paul and 2 more. Adam gives Luis 4 stamps. Maya saw 89 ribbons at the market. How many "
+    "stamps does Luis have in the end?"
 )
 
 
