@@ -20,15 +20,16 @@ inline float inverse_rms(const float* x, int count, float eps) {
   return 1.f / std::sqrt(_mm512_reduce_add_ps(squares) / count + eps);
 }
 
-// Up to so many tiles the threads share columns: rows of a tile stand side by side, and threads that write into the same
-// cache lines wait for each other. With more tiles few rows share one between threads, and each is read by one of them.
+// Up to so many tiles the threads share columns: rows of a tile that vectors multiply stand side by side, and threads that
+// write into the same cache lines wait for each other. With more tiles few rows share one between threads, and each is
+// read by one of them.
 constexpr size_t kFewTiles = 2;
 
 // Zhang and Sennrich 2019 (arXiv 1910.07467), from float32 rows [tokens][hidden] to packed bfloat16 rows.
 inline void rms_norm(const Team& team, const float* x, const float* weight, int hidden, float eps,
                      const RowTiles& tiles, const PackedRows& to) {
   const int tokens = tiles.back().first + tiles.back().rows, blocks = hidden / kLanes;
-  const bool by_columns = tiles.size() <= kFewTiles;
+  const bool by_columns = !tiles.front().matrix && tiles.size() <= kFewTiles;
   const int begin = by_columns ? 0 : team.begin(tokens), end = by_columns ? tokens : team.end(tokens);
   const int first = by_columns ? team.begin(blocks) : 0, last = by_columns ? team.end(blocks) : blocks;
   for (const RowTile& tile : tiles) {
