@@ -37,6 +37,12 @@ def _encodable(text: str) -> str:
     return text
 
 
+def _short(stop: str) -> str:
+    if len(stop) > MAX_STOP_CHARACTERS:
+        raise ValueError(f"a stop string has {len(stop):,} characters; {MAX_STOP_CHARACTERS} may be")
+    return stop
+
+
 def _few(biases: object) -> object:
     if isinstance(biases, dict) and len(biases) > MAX_BIASES:
         raise ValueError(f"{len(biases):,} tokens are biased; {MAX_BIASES:,} may be")
@@ -46,7 +52,7 @@ def _few(biases: object) -> object:
 # Lists end at their first mistake: 4 MiB of mistakes, each with its message, would be gigabytes.
 TokenId = Annotated[int, Field(ge=0)]
 Text = Annotated[str, AfterValidator(_encodable)]
-StopString = Annotated[Text, StringConstraints(min_length=1, max_length=MAX_STOP_CHARACTERS)]
+StopString = Annotated[Text, StringConstraints(min_length=1), AfterValidator(_short)]
 TokenIds = Annotated[list[TokenId], Field(fail_fast=True)]
 Bias = Annotated[float, Field(ge=-100, le=100, allow_inf_nan=False)]
 
