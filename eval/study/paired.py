@@ -5,7 +5,7 @@ while it grows is eval/probing/sequential.py's.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import NormalDist
 
@@ -148,23 +148,25 @@ def _exact_high(count: int, items: int, confidence: float) -> float:
     ways = [  # of so few, as logarithms: there may be more than a float holds
         math.lgamma(items + 1) - math.lgamma(k + 1) - math.lgamma(items - k + 1) for k in range(count + 1)
     ]
-    low, high = count / items, 1.0
-    for _ in range(_HALVINGS):
-        middle = (low + high) / 2
-        yes, no = math.log(middle), math.log1p(-middle)
-        if sum(math.exp(way + k * yes + (items - k) * no) for k, way in enumerate(ways)) > 1 - confidence:
-            low = middle
-        else:
-            high = middle
-    return (low + high) / 2
+
+    def is_below(share: float) -> bool:
+        yes, no = math.log(share), math.log1p(-share)
+        chance = sum(math.exp(way + k * yes + (items - k) * no) for k, way in enumerate(ways))
+        return chance > 1 - confidence
+
+    return _bisect(count / items, 1.0, is_below)
 
 
 def _root(only_dense: int, only_variant: int, items: int, z: float) -> float:
     """Where `_score`, which falls as the drop rises, passes `z`."""
-    low, high = -1.0, 1.0
+    return _bisect(-1.0, 1.0, lambda drop: _score(only_dense, only_variant, items, drop) > z)
+
+
+def _bisect(low: float, high: float, is_below: Callable[[float], bool]) -> float:
+    """Where `is_below`, true at first, turns false."""
     for _ in range(_HALVINGS):
         middle = (low + high) / 2
-        if _score(only_dense, only_variant, items, middle) > z:
+        if is_below(middle):
             low = middle
         else:
             high = middle

@@ -179,17 +179,23 @@ def test_a_full_queue_refuses(run) -> None:
     run(test, max_num_seqs=2, max_waiting=3)
 
 
+def hang_in_steps(running: Running) -> tuple[threading.Event, threading.Event]:
+    """Steps say that they have begun, and do not end before they are told to."""
+    compute, begun, end = running.inner._runner.run, threading.Event(), threading.Event()
+
+    def hang(output: Any) -> Any:
+        begun.set()
+        end.wait(60)
+        return compute(output)
+
+    running.inner._runner.run = hang
+    return begun, end
+
+
 def test_a_step_that_does_not_end_is_seen_by_its_age(run) -> None:
     async def test(running: Running) -> None:
-        compute, begun, end = running.inner._runner.run, threading.Event(), threading.Event()
-
-        def hang(output: Any) -> Any:
-            begun.set()
-            end.wait(60)
-            return compute(output)
-
         assert running.engine.step_age_seconds == 0
-        running.inner._runner.run = hang
+        begun, end = hang_in_steps(running)
         stream = running.submit("a", prompt(1, 10))
         try:
             await asyncio.to_thread(begun.wait, 60)
@@ -211,15 +217,7 @@ def test_a_step_that_does_not_end_is_left_behind(
     monkeypatch.setattr(async_engine, "STOP_SECONDS", 0.1)
 
     async def test(running: Running) -> None:
-        begun, end = threading.Event(), threading.Event()
-        compute = running.inner._runner.run
-
-        def hang(output: Any) -> Any:
-            begun.set()
-            end.wait(60)
-            return compute(output)
-
-        running.inner._runner.run = hang
+        begun, end = hang_in_steps(running)
         running.submit("a", prompt(1, 10))
         try:
             await asyncio.to_thread(begun.wait, 60)
