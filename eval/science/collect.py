@@ -1,6 +1,6 @@
 """Reads what studies and evaluations have found on one ground, a model and a task, whoever ran them and when.
 
-Results of other items, weights or limits are not put together. Knows files, and draws no conclusions.
+Results of other items, weights, limits or gradings are not put together. Knows files, draws no conclusions.
 """
 
 import re
@@ -64,12 +64,14 @@ class Ground:
 
     Attributes:
         points: by method and sparsity, the dense model first, then in the order of the files.
+        left_out: evaluations that are not of what the studies are of, by path: in what they differ.
     """
 
     model: str
     task: str
     points: Mapping[tuple[str, float], Point]
     sources: tuple[Source, ...]
+    left_out: Mapping[str, tuple[str, ...]]
 
     @property
     def dense(self) -> Point | None:
@@ -95,10 +97,11 @@ def collect(directory: Path) -> dict[tuple[str, str], Ground]:
     """Every ground that was asked for, be it empty, from the studies under `directory`.
 
     Evaluations may lie beside a study's results. In a folder of their own there, the order of the neurons was
-    measured otherwise, and the folder's name says how.
+    measured otherwise, and the folder's name says how. Those that were asked something else are left out, so
+    that a study may be made anew, with a newer grading say, before they are.
 
     Raises:
-        ScienceError: results of one ground differ in items, weights or limits, or a cell is there twice.
+        ScienceError: studies of one ground differ in items, weights or limits, or a cell is there twice.
         ResultsError: a file cannot be read.
     """
     found: dict[tuple[str, str], list[_Read]] = {(model, task): [] for model in MODELS for task in TASKS}
@@ -123,13 +126,19 @@ class _Read:
     source: Source
     conditions: dict[str, Any]
     points: Sequence[Point]
+    is_study: bool
 
 
 def _put_together(model: str, task: str, read: Sequence[_Read]) -> Ground:
     points: dict[tuple[str, float], Point] = {}
+    sources: list[Source] = []
+    left_out: dict[str, tuple[str, ...]] = {}
     for each in read:
         path, first, expected = each.source.path, read[0].source.path, read[0].conditions
-        differing = [name for name in expected if each.conditions[name] != expected[name]]
+        differing = tuple(name for name in expected if each.conditions[name] != expected[name])
+        if differing and not each.is_study:
+            left_out[path] = differing
+            continue
         if differing:
             raise ScienceError(
                 f"{path} and {first} differ in {', '.join(differing)}: results of {model} at {task} stand in "
@@ -142,7 +151,8 @@ def _put_together(model: str, task: str, read: Sequence[_Read]) -> Ground:
                     f"{path} and {before.source} both have {point.method} at {point.sparsity:g} of {model} "
                     f"at {task}: remove one"
                 )
-    return Ground(model, task, points, tuple(each.source for each in read))
+        sources.append(each.source)
+    return Ground(model, task, points, tuple(sources), left_out)
 
 
 def _read_study(study: StudyResults, path: str) -> _Read:
@@ -158,7 +168,8 @@ def _read_study(study: StudyResults, path: str) -> _Read:
         for cell in study.cells
     ]
     weights = {"fingerprint": study.model["fingerprint"], "dtype": study.model["dtype"]}
-    return _Read(Source(path, study.provenance), _conditions(study.task, study.settings, weights), points)
+    conditions = _conditions(study.task, study.settings, weights)
+    return _Read(Source(path, study.provenance), conditions, points, is_study=True)
 
 
 def order_and_rest(method: str) -> tuple[str, str]:
@@ -188,7 +199,7 @@ def _read_evaluation(evaluation: Evaluation, path: Path) -> _Read:
     fingerprint = evaluation.model["model"][:FINGERPRINT_DIGITS]
     weights = {"fingerprint": fingerprint, "dtype": dtype}
     conditions = _conditions(evaluation.task, evaluation.settings, weights)
-    return _Read(Source(str(path), evaluation.provenance), conditions, [point])
+    return _Read(Source(str(path), evaluation.provenance), conditions, [point], is_study=False)
 
 
 def _conditions(

@@ -59,7 +59,7 @@ def cells(ground: Ground) -> str:
 
 
 def missing(grounds: Grounds) -> str:
-    """The cells that were asked for and that nobody has measured."""
+    """The cells that were asked for and that nobody has measured, and evaluations that stand in no table."""
     lines = []
     for (model, task), ground in grounds.items():
         lacking = ground.missing()
@@ -68,6 +68,11 @@ def missing(grounds: Grounds) -> str:
         elif lacking:
             told = ", ".join(f"{method} at {sparsity:g}" for method, sparsity in lacking)
             lines.append(f"- {model} at {task}: {told}")
+        for path, differing in ground.left_out.items():
+            lines.append(
+                f"- {model} at {task}: {path}, which differs from the study in {', '.join(differing)} and is "
+                "left out until `secateur eval` asks anew"
+            )
     return "\n".join(lines) or "Nothing."
 
 
