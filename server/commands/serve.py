@@ -10,6 +10,7 @@ import socket
 from typing import TYPE_CHECKING
 
 import uvicorn
+from starlette.types import ASGIApp
 
 from server.loading.profiles import open_model
 from server.service import assemble, load_model
@@ -45,15 +46,7 @@ def serve(settings: ServeSettings) -> None:
         service = assemble(settings, loaded, tracing=tracing)
         gc.freeze()  # what was loaded as well: nor while tokens wait
         server = GracefulServer(
-            uvicorn.Config(
-                service.app,
-                log_config=None,
-                access_log=False,
-                timeout_graceful_shutdown=FLUSH_SECONDS,
-                timeout_keep_alive=KEEP_ALIVE_SECONDS,
-                forwarded_allow_ips=TRUSTED_PROXIES,
-                lifespan="on",
-            ),
+            uvicorn_config(service.app),
             service.generations,
             settings.shutdown_timeout_seconds,
             on_drain=service.drain,
@@ -62,6 +55,19 @@ def serve(settings: ServeSettings) -> None:
         _listen(listener, settings)
         server.run(sockets=[listener])
     service.generations.engine.check_alive()
+
+
+def uvicorn_config(app: ASGIApp) -> uvicorn.Config:
+    """How the app is served, whatever it listens on."""
+    return uvicorn.Config(
+        app,
+        log_config=None,
+        access_log=False,
+        timeout_graceful_shutdown=FLUSH_SECONDS,
+        timeout_keep_alive=KEEP_ALIVE_SECONDS,
+        forwarded_allow_ips=TRUSTED_PROXIES,
+        lifespan="on",
+    )
 
 
 def _bind(host: str, port: int) -> socket.socket:

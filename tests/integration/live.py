@@ -9,10 +9,10 @@ from typing import Any
 
 import httpx
 import torch
-import uvicorn
 
 from pruning.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from pruning.ranking.ranking import Ranking, rank
+from server.commands.serve import uvicorn_config
 from server.engine.engine import Engine
 from server.generation import Generations
 from server.loading.safety import SafeMargin
@@ -82,21 +82,17 @@ def running(
             **changes,
         }
     )
-    config = engine_config(settings, tiny.checkpoint)
-    engine, registry = load_variants(settings, tiny.checkpoint, tiny.ranking, "uniform", config)
+    limits = engine_config(settings, tiny.checkpoint)
+    engine, registry = load_variants(settings, tiny.checkpoint, tiny.ranking, "uniform", limits)
     assert settings.safe_sparsity is not None
     margin = SafeMargin(settings.safe_sparsity, "a test's")
     loaded = LoadedModel(tiny.checkpoint, tiny.ranking, margin, engine, registry)
     service = assemble(settings, loaded, tracing=tracing, powercap=powercap)
     started = threading.Event()
+    config = uvicorn_config(service.app)
+    config.port = settings.port
     server = GracefulServer(
-        uvicorn.Config(
-            service.app,
-            port=settings.port,
-            log_config=None,
-            access_log=False,
-            timeout_graceful_shutdown=5,
-        ),
+        config,
         service.generations,
         timeout_seconds=0.0,
         on_drain=service.drain,

@@ -1,6 +1,7 @@
 """A served variant is broken and mended under the server's feet: probes find out both times, on their own."""
 
 import json
+import shutil
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -135,12 +136,12 @@ def test_probes_run_when_asked_for_and_a_safe_variant_stands_in(
     with judged(math_mini, tmp_path, **three) as live, live.client() as client:
         assert client.get(RUN).status_code == 409
         between_steps(live.engine, reverse_neurons)
-        started = client.post(RUN, json={"variants": [PRUNED], "items": 16})
+        started = client.post(RUN, json={"variants": [PRUNED], "items": 32})
         assert (started.status_code, started.json()["state"]) == (202, "running")
         again = client.post(RUN, json={"items": 1})
         assert (again.status_code, again.json()["error"]["code"]) == (409, "probe_conflict")
         run = finished_run(client, eventually)
-        assert (run["state"], run["items_done"], run["error"]) == ("done", 16, None)
+        assert (run["state"], run["items_done"], run["error"]) == ("done", 32, None)
         assert run["evidence"][PRUNED]["verdict"] == "degraded"
         assert known(client, "math-mini:s10")["evidence"]["items"] == 0  # only what was asked for
         answer = ask(client, sparsity=0.2)
@@ -184,6 +185,33 @@ def test_users_never_pay_for_probes_in_their_metrics(
     assert sum(background) > 0
 
 
+def test_metrics_say_of_a_variant_what_its_evidence_says(
+    math_mini: Tiny, tmp_path: Path, eventually: Eventually
+) -> None:
+    with judged(math_mini, tmp_path, probe_budget=0.0) as live, live.client() as client:
+        client.post(RUN, json={"items": 24})
+        finished_run(client, eventually)
+        found, samples = known(client, PRUNED)["evidence"], scrape(client)
+    label = frozenset({("variant", PRUNED), ("task", "arithmetic")})
+
+    def told(name: str) -> float:
+        return samples[f"secateur_probe_{name}", label]
+
+    assert told("items") == found["items"] == 24
+    assert 0 <= told("age_seconds") - found["age_seconds"] < 60
+    for name, field in (
+        ("accuracy", "accuracy"),
+        ("accuracy_lower", "accuracy_low"),
+        ("accuracy_upper", "accuracy_high"),
+        ("drop", "drop"),
+        ("drop_lower", "drop_low"),
+        ("drop_upper", "drop_high"),
+        ("trap", "trap_rate"),
+    ):
+        assert told(f"{name}_ratio") == found[field], name
+    assert found["drop_low"] < found["drop"] < found["drop_high"]
+
+
 def test_a_variant_that_was_judged_is_known_when_it_comes_back(
     math_mini: Tiny, tmp_path: Path, eventually: Eventually
 ) -> None:
@@ -194,6 +222,38 @@ def test_a_variant_that_was_judged_is_known_when_it_comes_back(
     with judged(math_mini, tmp_path, probe_budget=0.0, sparsities=(0.0,)) as live, live.client() as client:
         client.post("/admin/variants", json={"sparsity": 0.2})
         eventually(lambda: (known(client, PRUNED)["evidence"] or {}).get("items") == 1)
+
+
+@pytest.mark.parametrize("otherwise", ["int8", "bfloat16", "other ends"])
+def test_what_is_computed_otherwise_is_judged_anew(
+    math_mini: Tiny, tmp_path: Path, eventually: Eventually, otherwise: str
+) -> None:
+    """The same weights, task and order, and the same cache: but what was shown was shown of other answers."""
+    settings: dict[str, Any] = {"probe_budget": 0.0, "dtype": "float32"}
+    other, model = dict(settings), math_mini
+    if otherwise == "other ends":
+        copy = tmp_path / "math-mini"
+        shutil.copytree(math_mini.checkpoint.path, copy)
+        ends = sorted({*math_mini.checkpoint.eos_token_ids, 7})
+        (copy / "generation_config.json").write_text(json.dumps({"eos_token_id": ends}))
+        model = replace(math_mini, checkpoint=open_checkpoint(str(copy), tmp_path))
+    else:
+        other |= {"quantization": "int8"} if otherwise == "int8" else {"dtype": otherwise}
+
+    def items(client: httpx.Client) -> int:
+        eventually(lambda: known(client, PRUNED)["evidence"] is not None)
+        counted: int = known(client, PRUNED)["evidence"]["items"]
+        return counted
+
+    cache = tmp_path / "cache"
+    with judged(math_mini, cache, **settings) as live, live.client() as client:
+        client.post(RUN, json={"items": 1})
+        finished_run(client, eventually)
+        assert items(client) == 1
+    with judged(model, cache, **other) as live, live.client() as client:
+        assert items(client) == 0
+    with judged(math_mini, cache, **settings) as live, live.client() as client:
+        assert items(client) == 1
 
 
 def test_without_a_gradable_task_variants_are_served_unjudged(tiny: Tiny) -> None:

@@ -65,8 +65,16 @@ def test_metrics_count_what_clients_count(
         answers[variant] += int(number)
     for histogram in ("request", "queue", "time_to_first_token"):
         assert by_variant(f"secateur_{histogram}_seconds_count") == answers
-    later = by_variant("secateur_inter_token_seconds_count")
-    assert all(later[variant] + answers[variant] <= tokens[variant] for variant in tokens)
+    gaps = by_variant("secateur_inter_token_seconds_count")
+    assert all(gaps[variant] + answers[variant] <= tokens[variant] for variant in tokens)
+    first, later, whole = (
+        by_label(f"secateur_{name}_seconds_sum", "variant")
+        for name in ("time_to_first_token", "inter_token", "request")
+    )
+    assert all(first[variant] + later[variant] <= whole[variant] for variant in whole)
+    traps = by_label("secateur_traps_total", "variant", "trap")
+    assert {trap for _, trap in traps} == {"loop_before_answer", "missing_stop"}
+    assert sum(traps.values()) == sum(n for (_, reason), n in ended.items() if reason in ("length", "loop"))
 
 
 def test_gauges_show_what_runs_and_fall_back_to_zero(
@@ -158,6 +166,19 @@ def test_guesses_that_come_true_are_counted(tiny: Tiny) -> None:
     steps = samples["secateur_step_seconds_count", frozenset()]
     assert 0 < right <= samples["secateur_guessed_tokens_total", frozenset()]
     assert steps + right == answer["usage"]["completion_tokens"]
+
+
+@pytest.mark.parametrize("caching", [True, False])
+def test_a_prompt_that_was_computed_before_is_found_again(tiny: Tiny, caching: bool) -> None:
+    """In whole blocks of 16, and never its last token, which has to be computed for what comes next."""
+    body = {"prompt": "z" * 97, "max_tokens": 2, "ignore_eos": True, "sparsity": 0.2}
+    with running(tiny, prefix_caching=caching) as live, live.client() as client:
+        told = [client.post(COMPLETIONS, json=body).json()["usage"] for _ in range(2)]
+        samples = scrape(client)
+    found = 96 if caching else 0
+    assert [usage["prompt_tokens_details"]["cached_tokens"] for usage in told] == [0, found]
+    assert samples["secateur_prefix_cache_hits_total", frozenset()] == found
+    assert samples["secateur_prefix_cache_queries_total", frozenset()] == (2 * 97 if caching else 0)
 
 
 def test_solo_steps_are_the_decoding_steps_of_one_variant_alone(tiny: Tiny) -> None:

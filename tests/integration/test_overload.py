@@ -7,12 +7,15 @@ from typing import Any
 
 import pytest
 
+from eval.probing.budget import TokenBucket
 from server import shutdown
 from server.engine.errors import EngineDeadError
 from server.engine.model_runner import ModelRunner
+from server.judging import probing
 from server.routes import operations
 from server.tokenization import PromptTokenizer
 from tests.integration.live import MAX_MODEL_LEN, WAIT_SECONDS, Tiny, running
+from tests.integration.metrics import scrape
 from tests.integration.sse import chunks, events
 
 COMPLETIONS = "/v1/completions"
@@ -30,6 +33,32 @@ def test_a_full_queue_is_a_429_that_says_when_to_come_back(tiny: Tiny) -> None:
         assert int(refused.headers["retry-after"]) >= 1
         assert refused.json()["error"]["code"] == "queue_full"
         assert 'secateur_rejections_total{reason="queue_full"} 1.0' in client.get("/metrics").text
+
+
+def test_what_waits_is_the_load_and_holds_probes_back(
+    tiny: Tiny, monkeypatch: pytest.MonkeyPatch, eventually: Callable[[Callable[[], bool]], None]
+) -> None:
+    """By the one "auto" leans towards smaller sizes, by the other nobody waits for a probe."""
+    made: list[tuple[Callable[[], float], Callable[[], bool]]] = []
+
+    class Recorded(TokenBucket):
+        def __init__(
+            self, tokens_per_second: Callable[[], float], *, blocked: Callable[[], bool], **options: Any
+        ) -> None:
+            made.append((tokens_per_second, blocked))
+            super().__init__(tokens_per_second, blocked=blocked, **options)
+
+    monkeypatch.setattr(probing, "TokenBucket", Recorded)
+    with running(tiny, max_num_seqs=1, max_waiting=4, probe_budget=0.02) as live, live.client() as client:
+        [(rate, blocked)] = made
+        assert not live.generations.metrics.workload.tokens_per_second, "nothing has been measured"
+        assert rate() == 0.02 * probing.UNMEASURED_TOKENS_PER_SECOND
+        with client.stream("POST", COMPLETIONS, json={**ENDLESS, "n": 3, "stream": True}) as response:
+            assert next(response.iter_lines()).startswith("data: ")
+            eventually(lambda: live.generations.load() == 0.5)
+            assert blocked()
+        eventually(lambda: live.generations.load() == 0)
+        assert not blocked()
 
 
 def test_more_requests_than_kv_blocks_all_finish(tiny: Tiny) -> None:
@@ -123,6 +152,7 @@ def test_a_step_that_does_not_end_turns_requests_away(
         eventually(lambda: client.get("/ready").status_code == 503)
         assert "a step of the engine has been running for" in client.get("/ready").json()["reason"]
         assert client.get("/health").status_code == 200, "it may be mended by waiting"
+        assert scrape(client)["secateur_step_age_seconds", frozenset()] > 0.2
         go_on.set()
         assert answer.result().status_code == 200
         eventually(lambda: client.get("/ready").status_code == 200)

@@ -51,6 +51,10 @@ def test_a_share_of_pruned_answers_is_scored_and_told(tiny: Tiny, eventually: Ev
         of_pruned = frozenset({("variant", "tiny:s20")})
         assert samples["secateur_shadow_tokens_total", of_pruned] == 40
         assert samples["secateur_shadow_kl_nats_total", of_pruned] == pytest.approx(40 * pruned["kl_nats"])
+        agreed = samples["secateur_shadow_agreements_total", of_pruned]
+        assert agreed == pytest.approx(40 * pruned["top1_agreement"])
+        worst = [samples[f"secateur_shadow_worst_{what}_total", of_pruned] for what in ("tokens", "kl_nats")]
+        assert worst == [8, pytest.approx(8 * pruned["worst_kl_nats"])]  # a fifth
         assert samples["secateur_generation_tokens_total", frozenset({("variant", "tiny:s0")})] == 20
 
 

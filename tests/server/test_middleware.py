@@ -7,9 +7,8 @@ from typing import Any
 
 import pytest
 from starlette.types import Receive, Scope, Send
-from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
-from server.commands.serve import TRUSTED_PROXIES
+from server.commands.serve import uvicorn_config
 from server.errors import AuthenticationError, BodyTooLargeError, PermissionDeniedError
 from server.middleware import (
     AdminMiddleware,
@@ -97,11 +96,12 @@ def test_with_an_admin_key_it_alone_counts() -> None:
 def test_nobody_enters_by_saying_that_they_are_here(peer: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither a stranger, nor one behind a proxy on this machine, which says where requests come from."""
     monkeypatch.setenv("FORWARDED_ALLOW_IPS", "*")
-    app = ProxyHeadersMiddleware(AdminMiddleware(reading_app, None), TRUSTED_PROXIES)
+    config = uvicorn_config(AdminMiddleware(reading_app, None))
+    config.load()
     said = "127.0.0.1" if peer == "10.0.0.1" else "127.0.0.1, 10.0.0.9"
     with pytest.raises(PermissionDeniedError):
         call(
-            app,
+            config.loaded_app,
             path="/admin/variants",
             client=(peer, 1),
             scheme="http",

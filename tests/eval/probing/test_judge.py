@@ -228,6 +228,11 @@ def test_a_degraded_variant_does_not_recover_on_what_nobody_solves():
     assert change.evidence.items > 100
 
 
+def test_a_degraded_variant_does_not_recover_by_a_few_items_asked_again():
+    judge = Judge(Criterion(), verdict=DEGRADED)
+    assert judged(judge, outcomes(1_500, regained=0.0, of=30)) == []
+
+
 phases = st.lists(
     st.tuples(
         st.integers(1, 250),

@@ -3,6 +3,7 @@
 import asyncio
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -18,6 +19,7 @@ from tests.eval.study.models import FakeSubject, ParityTask
 GOOD = Strategy("good", "taylor2", "forward")
 BAD = Strategy("bad", "random-42", "forward")
 ITEMS = 100
+TASK = ParityTask("d")
 
 
 def subjects(**changes: int | float) -> list[FakeSubject]:
@@ -28,19 +30,29 @@ def subjects(**changes: int | float) -> list[FakeSubject]:
 
 
 def run(
-    journal: Path, asked: list[FakeSubject], items: int = ITEMS, at_once: int = 8, digest: str = "d"
+    journal: Path,
+    asked: list[FakeSubject],
+    items: int = ITEMS,
+    at_once: int = 8,
+    task: ParityTask = TASK,
+    stop_on_loop: bool = True,
 ) -> list[Cell]:
     with open_journal(journal) as opened:
-        return asyncio.run(study(opened, items, at_once, digest).run(asked))
+        return asyncio.run(study(opened, items, at_once, task, stop_on_loop).run(asked))
 
 
-def study(journal: Journal, items: int = ITEMS, at_once: int = 8, digest: str = "d") -> Study:
-    task = ParityTask(digest)
+def study(
+    journal: Journal,
+    items: int = ITEMS,
+    at_once: int = 8,
+    task: ParityTask = TASK,
+    stop_on_loop: bool = True,
+) -> Study:
     return Study(
         task,
         task.evaluation(items, 0),
         journal,
-        {"stop_on_loop": True},
+        {"stop_on_loop": stop_on_loop},
         command=f"study {items}",
         at_once=at_once,
         grades_at_once=2,
@@ -121,7 +133,7 @@ def test_each_model_is_loaded_once_and_more_items_ask_only_for_those(tmp_path: P
     assert {int(prompt) for _, prompt in more[0].asked} == set(range(60, 100))
 
 
-def test_another_model_or_setting_is_asked_anew(tmp_path: Path) -> None:
+def test_another_model_is_asked_anew(tmp_path: Path) -> None:
     run(tmp_path / "j", subjects())
     changed = subjects()
     changed[0].accuracy[0.3] = 0.4
@@ -129,11 +141,18 @@ def test_another_model_or_setting_is_asked_anew(tmp_path: Path) -> None:
     assert {sparsity for sparsity, _ in changed[0].asked} == {0.3}
 
 
-def test_another_grading_is_asked_anew(tmp_path: Path) -> None:
+class LongerTask(ParityTask):
+    max_new_tokens = 2 * ParityTask.max_new_tokens
+
+
+@pytest.mark.parametrize(
+    "changed", [{"task": ParityTask("another")}, {"task": LongerTask("d")}, {"stop_on_loop": False}]
+)
+def test_another_grading_limit_or_setting_is_asked_anew(changed: dict[str, Any], tmp_path: Path) -> None:
     run(tmp_path / "j", subjects(), items=5)
-    changed = subjects()
-    run(tmp_path / "j", changed, items=5, digest="another")
-    assert len(changed[0].asked) == 20
+    again = subjects()
+    run(tmp_path / "j", again, items=5, **changed)
+    assert len(again[0].asked) == 20
 
 
 def test_the_sparsest_answers_come_first_and_the_batch_stays_full(tmp_path: Path) -> None:

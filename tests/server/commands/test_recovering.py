@@ -207,6 +207,8 @@ def test_unfinished_work_of_another_order_or_damaged_is_refused(
     assert main([*asked, "--score", "wanda"]) == EXIT_FAILED
     err = capsys.readouterr().err
     assert "is of an unfinished training with other settings" in err
+    assert main([*asked, "--learning-rate", "0.123"]) == EXIT_FAILED
+    assert "is of an unfinished training with other settings" in capsys.readouterr().err
     progress = tmp_path / "d.work" / recovering.PROGRESS_FILE
     whole = progress.read_bytes()
     progress.write_bytes(whole[:-7])

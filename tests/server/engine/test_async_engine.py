@@ -230,6 +230,25 @@ def test_a_step_that_does_not_end_is_left_behind(
     run(test)
 
 
+def test_an_abort_before_the_engine_took_the_request_is_no_less_one(run) -> None:
+    """Else it would run to its end with nobody to read it."""
+
+    async def test(running: Running) -> None:
+        begun, end = hang_in_steps(running)
+        kept = running.submit("kept", prompt(1, 10), dataclasses.replace(GREEDY, max_tokens=4))
+        try:
+            await asyncio.to_thread(begun.wait, 60)
+            running.submit("left", prompt(2, 30)).abort()
+        finally:
+            end.set()
+        await collect(kept)
+        assert await running.all_blocks_are_free()
+        assert sum(sum(step.batch_tokens.values()) for step in running.observer.steps) == 10 + 3
+        assert [stats.finish_reason for stats in running.observer.ended].count(FinishReason.ABORT) == 1
+
+    run(test)
+
+
 def test_a_dying_engine_tells_every_stream(run, caplog: pytest.LogCaptureFixture) -> None:
     async def test(running: Running) -> None:
         stream = running.submit("a", prompt(1, 10), dataclasses.replace(GREEDY, max_tokens=200))

@@ -102,6 +102,7 @@ def test_preemption_changes_nothing_and_returns_every_block(load) -> None:
     for request in requests:
         assert len(request.output_token_ids) == 90
         assert logit_gap(reference, request.prompt_token_ids, request.output_token_ids) <= TIE
+        assert request.num_cached_tokens == 0, "what it had computed itself was no other's"
     assert engine.num_free_kv_blocks == engine.num_kv_blocks == 32
 
 

@@ -90,6 +90,30 @@ def test_a_model_that_has_changed_refuses_its_old_profile(
         profile_for_serving(serving, open_model(serving))
 
 
+def test_a_profile_of_answers_that_ended_otherwise_is_refused(
+    measurement: dict[str, Any], tmp_path: Path
+) -> None:
+    """The weights are the same, and so is their digest."""
+    model = tmp_path / "model"
+    shutil.copytree(measurement["model"], model)
+    measurement = {**measurement, "model": str(model)}
+    measure_profile(ProfileSettings(**measurement))
+    (model / "generation_config.json").write_text(json.dumps({"eos_token_id": [5, 7]}))
+    serving = ServeSettings(model=str(model), task="notes", cache_dir=tmp_path)
+    with pytest.raises(StaleProfileError, match="answers end with the tokens"):
+        profile_for_serving(serving, open_model(serving))
+    with pytest.raises(StaleProfileError, match="answers end with the tokens"):
+        measure_profile(ProfileSettings(**measurement))
+
+
+def test_a_profile_of_another_precision_is_refused_where_one_is_named(measurement: dict[str, Any]) -> None:
+    path, measured = measure_profile(ProfileSettings(**measurement))
+    assert measured.provenance.dtype == "float32"
+    assert measure_profile(ProfileSettings(**measurement, dtype="float32"))[0] == path
+    with pytest.raises(StaleProfileError, match="bfloat16"):
+        measure_profile(ProfileSettings(**measurement, dtype="bfloat16"))
+
+
 def test_an_embedded_model_that_comes_with_a_new_version_is_measured_anew(
     measurement: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
