@@ -32,6 +32,9 @@
  * @property {Variant[]} data sparsest last
  */
 
+/** Within this whatever is only read has come: nothing there takes a server long. As `secateur top` has it. */
+const READ_TIMEOUT_MS = 5000;
+
 /** The server's refusal, or its absence: then `status` is 0. */
 export class ApiError extends Error {
   /** @param {number} status @param {string} code @param {string} message */
@@ -64,7 +67,8 @@ export function onKeyWanted(ask) {
 }
 
 /**
- * A request's JSON answer.
+ * A request's JSON answer. What is read and does not come in time is as good as from a server that is not there;
+ * what changes something may take as long as it does.
  * @param {string} path
  * @param {{method?: string, body?: object, signal?: AbortSignal, quiet?: boolean}} [options] `quiet`: nobody is
  *   asked for a key
@@ -120,9 +124,11 @@ async function send(path, { method = "GET", body, signal, quiet = false } = {}) 
     /** @type {Record<string, string>} */
     const headers = key ? { authorization: `Bearer ${key}` } : {};
     if (body) headers["content-type"] = "application/json";
+    // From now on and not before: a person may have taken long to type a key.
+    const until = signal ?? (method === "GET" ? AbortSignal.timeout(READ_TIMEOUT_MS) : null);
     let response;
     try {
-      response = await fetch(path, { method, headers, signal, body: body && JSON.stringify(body) });
+      response = await fetch(path, { method, headers, signal: until, body: body && JSON.stringify(body) });
     } catch (error) {
       throw away(error);
     }
@@ -143,7 +149,7 @@ async function refused(response) {
   }
 }
 
-/** What fetch throws, in words; an abort stays what it is. @param {any} error */
+/** What fetch throws, a TimeoutError among them, in words; an abort stays what it is. @param {any} error */
 function away(error) {
   if (error.name === "AbortError") return error;
   return new ApiError(0, "unreachable", "the server cannot be reached");

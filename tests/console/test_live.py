@@ -1,6 +1,7 @@
 """The live view in a real browser: it says what the server says, and goes on by itself whatever happens."""
 
 import json
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 from playwright.sync_api import Locator, Page, Route, expect
 
 from server.routes.console import DIRECTORY
-from tests.console.conftest import OpenPage, serving
+from tests.console.conftest import PATIENCE_MS, OpenPage, serving
 from tests.integration.live import Live, Tiny
 from tests.integration.sabotage import between_steps, reverse_neurons
 
@@ -73,6 +74,18 @@ def test_a_restart_is_survived(math_mini: Tiny, open_page: OpenPage) -> None:
             expect(cell(page, PRUNED, "Requests")).to_have_text("1")
     finally:
         opened.__exit__(None, None, None)
+
+
+def test_a_server_that_answers_nothing_any_more_is_away(math_mini: Tiny, open_page: OpenPage) -> None:
+    with serving(math_mini) as live, open_page(live, "#live") as page:
+        expect(page.locator("#connection")).to_contain_text("Serving math-mini since")
+        loop, thaw = live.generations.engine._loop, threading.Event()
+        loop.call_soon_threadsafe(thaw.wait, PATIENCE_MS / 1000)
+        try:
+            expect(page.locator("#connection")).to_have_text("Reconnecting …")
+        finally:
+            thaw.set()
+        expect(page.locator("#connection")).to_contain_text("Serving math-mini since")
 
 
 def test_a_demotion_is_seen(math_mini: Tiny, open_page: OpenPage, tmp_path: Path) -> None:
