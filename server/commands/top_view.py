@@ -50,7 +50,7 @@ def _bar(share: float) -> str:
 
 def _header(state: LiveState, url: str) -> RenderableType:
     memory = state.memory
-    style = {"ready": "green", "draining": "yellow", "dead": "bold red"}[state.state]
+    style = {"ready": "green", "draining": "yellow", "stuck": "bold red", "dead": "bold red"}[state.state]
     first = Text.assemble(
         (state.model, "bold"),
         "  ",

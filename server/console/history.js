@@ -24,7 +24,7 @@ const SPAN_SECONDS = 15 * 60;
  * @property {number} started
  * @property {number} now
  * @property {number} interval_seconds
- * @property {string} state
+ * @property {"ready" | "draining" | "stuck" | "dead"} state
  * @property {string | null} task
  * @property {number | null} tolerance
  * @property {number | null} safe_sparsity

@@ -75,10 +75,13 @@ export class LiveView {
 
   /** @param {Live} live */
   #show(live) {
-    const states = { ready: "Serving", draining: "Shutting down", dead: "The engine has died" };
-    const state = states[/** @type {keyof typeof states} */ (live.state)] ?? live.state;
-    const since = format.moment(live.started);
-    this.#connection(`${state} ${live.model} since ${since}, version ${live.version}`, live.state !== "ready");
+    const states = {
+      ready: `Serving ${live.model} since ${format.moment(live.started)}`,
+      draining: `Shutting down ${live.model}`,
+      stuck: `The engine of ${live.model} is stuck in a step that does not end`,
+      dead: `The engine of ${live.model} has died`,
+    };
+    this.#connection(`${states[live.state] ?? live.state}, version ${live.version}`, live.state !== "ready");
     byId("figures").replaceChildren(...figures(live));
     for (const chart of this.#charts.overTime) chart.update(live.series);
     this.#showAccuracy(live);

@@ -25,6 +25,7 @@ from server.engine.variant import Variant
 
 logger = logging.getLogger(__name__)
 
+STUCK_SECONDS = 300.0  # no step takes so long; as in the alert
 STOP_SECONDS = 10.0  # for the last step; one that hangs (a driver that answers nothing) would never end
 
 
@@ -65,9 +66,23 @@ class AsyncEngine:
         return 0.0 if began is None else time.monotonic() - began
 
     @property
+    def is_stuck(self) -> bool:
+        """Whether the step that runs has been running for longer than any does."""
+        return self.step_age_seconds > STUCK_SECONDS
+
+    @property
     def num_unfinished(self) -> int:
         """Requests whose stream has not ended."""
         return len(self._streams)
+
+    @property
+    def num_untaken(self) -> int:
+        """Users' requests that have come since the step that runs began: no step's numbers have them yet."""
+        with self._wake:
+            return sum(
+                request.request_id in self._streams and request.priority != BACKGROUND
+                for request in self._added
+            )
 
     @property
     def kernels(self) -> str:

@@ -89,7 +89,9 @@ class StateCollector(Collector):
             self._async_engine.step_age_seconds,
         )
         yield GaugeMetricFamily(
-            "secateur_requests_waiting", "Answers waiting to be computed.", step.num_waiting if step else 0
+            "secateur_requests_waiting",
+            "Answers waiting to be computed.",
+            (step.num_waiting if step else 0) + self._async_engine.num_untaken,
         )
         yield GaugeMetricFamily(
             "secateur_kv_usage_ratio",

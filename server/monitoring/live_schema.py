@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
-ServerState = Literal["ready", "draining", "dead"]
+ServerState = Literal["ready", "draining", "stuck", "dead"]
 Numbers = list[float | None]
 Counts = list[int | None]
 

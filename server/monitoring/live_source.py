@@ -68,7 +68,7 @@ class LiveSource:
             clock=time.monotonic(),
             totals=self._metrics.totals(),
             running={name: step.running.get(name, 0) if step else 0 for name in names},
-            waiting=step.num_waiting if step else 0,
+            waiting=(step.num_waiting if step else 0) + self._generations.engine.num_untaken,
             kv_usage_ratio=step.kv_usage_ratio if step else 0.0,
             process_bytes=process_bytes(self._device),
             accuracies=_accuracies(statuses),
@@ -101,7 +101,9 @@ class LiveSource:
     def _server_state(self) -> ServerState:
         if not self._generations.engine.is_alive:
             return "dead"
-        return "draining" if self._generations.is_draining else "ready"
+        if self._generations.is_draining:
+            return "draining"
+        return "stuck" if self._generations.engine.is_stuck else "ready"
 
     def _limits(self) -> Limits:
         config = self._engine.config

@@ -13,8 +13,6 @@ from server.engine.async_engine import AsyncEngine
 from server.generation import Generations
 from server.monitoring.metrics import Metrics
 
-STUCK_SECONDS = 300  # no step takes so long; as in the alert
-
 
 def operations_router(engine: AsyncEngine, generations: Generations, metrics: Metrics) -> APIRouter:
     """The routes, over these collaborators."""
@@ -28,8 +26,8 @@ def operations_router(engine: AsyncEngine, generations: Generations, metrics: Me
     def unready() -> str | None:
         if generations.is_draining:
             return "shutting down"
-        if (age := engine.step_age_seconds) > STUCK_SECONDS:
-            return f"a step of the engine has been running for {age:,.0f} seconds"
+        if engine.is_stuck:
+            return f"a step of the engine has been running for {engine.step_age_seconds:,.0f} seconds"
         return None
 
     @router.get("/health")

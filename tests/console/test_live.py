@@ -9,6 +9,7 @@ import httpx
 import pytest
 from playwright.sync_api import Locator, Page, Route, expect
 
+from server.engine import async_engine
 from server.routes.console import DIRECTORY
 from tests.console.conftest import PATIENCE_MS, OpenPage, serving
 from tests.integration.live import Live, Tiny
@@ -86,6 +87,26 @@ def test_a_server_that_answers_nothing_any_more_is_away(math_mini: Tiny, open_pa
         finally:
             thaw.set()
         expect(page.locator("#connection")).to_contain_text("Serving math-mini since")
+
+
+def test_a_stuck_engine_is_told(
+    math_mini: Tiny, open_page: OpenPage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(async_engine, "STUCK_SECONDS", 0.2)
+    go_on = threading.Event()
+    with serving(math_mini) as live, open_page(live, "#live") as page:
+        connection = page.locator("#connection")
+        expect(connection).to_contain_text("Serving math-mini since")
+        between_steps(live.engine, lambda engine: go_on.wait(PATIENCE_MS / 1000) and None)
+        asking = threading.Thread(target=ask, args=(live, DENSE, 1))
+        asking.start()
+        try:
+            expect(connection).to_contain_text("The engine of math-mini is stuck in a step that does not end")
+            expect(connection).to_have_class("connection lost")
+        finally:
+            go_on.set()
+            asking.join()
+        expect(connection).to_contain_text("Serving math-mini since")
 
 
 def test_a_demotion_is_seen(math_mini: Tiny, open_page: OpenPage, tmp_path: Path) -> None:

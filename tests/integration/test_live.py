@@ -1,18 +1,22 @@
 """GET /v1/live under load: it shows what /metrics and /v1/variants show, over time."""
 
 import logging
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
+from server.engine import async_engine
 from server.engine.model_runner import ModelRunner
 from server.monitoring.live import LiveHistory
 from server.monitoring.live_schema import LiveState
-from tests.integration.live import MAX_MODEL_LEN, Tiny, running
+from tests.integration.live import MAX_MODEL_LEN, WAIT_SECONDS, Tiny, running
 from tests.integration.metrics import scrape
+from tests.integration.sabotage import between_steps
 
 COMPLETIONS, LIVE = "/v1/completions", "/v1/live"
 ENDLESS = {"prompt": "abc", "max_tokens": MAX_MODEL_LEN - 8, "ignore_eos": True, "stream": True}
@@ -174,6 +178,28 @@ def test_a_server_that_drains_or_is_dead_says_so(
     with running(tiny) as live, live.client() as client:
         assert client.post(COMPLETIONS, json={"prompt": "a"}).status_code == 503
         eventually(lambda: glance(client).state == "dead")
+
+
+def test_a_stuck_engine_is_told_and_what_waits_for_it_is_counted(
+    tiny: Tiny, monkeypatch: pytest.MonkeyPatch, eventually: Eventually
+) -> None:
+    monkeypatch.setattr(async_engine, "STUCK_SECONDS", 0.2)
+    go_on = threading.Event()
+    with running(tiny) as live, live.client() as client, ThreadPoolExecutor(3) as pool:
+        between_steps(live.engine, lambda engine: go_on.wait(WAIT_SECONDS) and None)
+        body = {"prompt": "a", "max_tokens": 1}
+        try:
+            first = pool.submit(client.post, COMPLETIONS, json=body)
+            eventually(lambda: glance(client).state == "stuck")
+            assert client.get("/ready").status_code == 503
+            others = [pool.submit(client.post, COMPLETIONS, json=body) for _ in range(2)]
+            eventually(lambda: glance(client).series.waiting[-1] == 2)
+            assert scrape(client)["secateur_requests_waiting", frozenset()] == 2
+        finally:
+            go_on.set()
+        assert {answer.result().status_code for answer in (first, *others)} == {200}
+        eventually(lambda: glance(client).state == "ready")
+        assert wait_for_an_interval(client, eventually).series.waiting[-1] == 0
 
 
 def test_it_wants_the_key_that_other_routes_want(tiny: Tiny) -> None:

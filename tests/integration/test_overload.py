@@ -9,10 +9,10 @@ import pytest
 
 from eval.probing.budget import TokenBucket
 from server import shutdown
+from server.engine import async_engine
 from server.engine.errors import EngineDeadError
 from server.engine.model_runner import ModelRunner
 from server.judging import probing
-from server.routes import operations
 from server.tokenization import PromptTokenizer
 from tests.integration.live import MAX_MODEL_LEN, WAIT_SECONDS, Tiny, running
 from tests.integration.metrics import scrape
@@ -145,7 +145,7 @@ def test_a_step_that_does_not_end_turns_requests_away(
         return run(runner, decision)
 
     monkeypatch.setattr(ModelRunner, "run", hanging_run)
-    monkeypatch.setattr(operations, "STUCK_SECONDS", 0.2)
+    monkeypatch.setattr(async_engine, "STUCK_SECONDS", 0.2)
     with running(tiny) as live, live.client() as client, ThreadPoolExecutor(1) as pool:
         assert client.get("/ready").status_code == 200
         answer = pool.submit(client.post, COMPLETIONS, json={"prompt": "a", "max_tokens": 1})

@@ -1,7 +1,7 @@
 """The terminal's picture: what it says, and that 80 columns are enough."""
 
 import io
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from hypothesis import given
@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from server.commands.top_view import duration, frame, sparkline
+from server.monitoring.live_schema import ServerState
 from tests.server.glance import NOW, evidence, glance, variant
 
 URL = "http://127.0.0.1:8000"
@@ -30,6 +31,11 @@ def test_the_header_says_what_runs_and_what_it_holds() -> None:
     first, second, *_ = drawn(glance())
     assert first.split() == ["m", "ready", "up", "2h", URL, "secateur", "9.9.9"]
     assert second == "process 1.0 GB  weights 8.7 MB  KV 1.1 GB  device 7.0 GB of 25.0 GB"
+
+
+@pytest.mark.parametrize("state", get_args(ServerState))
+def test_the_header_knows_every_state(state: str) -> None:
+    assert drawn(glance(state=state))[0].split()[1] == state
 
 
 def test_loads_are_the_last_interval_its_history_and_the_limit() -> None:

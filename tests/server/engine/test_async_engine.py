@@ -211,6 +211,26 @@ def test_a_step_that_does_not_end_is_seen_by_its_age(run) -> None:
     run(test)
 
 
+def test_what_users_ask_while_a_step_runs_is_not_taken_yet(run) -> None:
+    async def test(running: Running) -> None:
+        begun, end = hang_in_steps(running)
+        streams = [running.submit("a", prompt(1, 10))]
+        try:
+            await asyncio.to_thread(begun.wait, 60)
+            assert running.engine.num_untaken == 0
+            streams += [running.submit(name, prompt(2, 10)) for name in "bc"]
+            streams.insert(0, running.submit("probe", prompt(3, 10), priority=BACKGROUND))
+            assert running.engine.num_untaken == 2
+            streams.pop().abort()
+            assert running.engine.num_untaken == 1
+        finally:
+            end.set()
+        await asyncio.gather(*map(collect, streams))
+        assert running.engine.num_untaken == 0
+
+    run(test)
+
+
 def test_a_step_that_does_not_end_is_left_behind(
     run, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
