@@ -29,6 +29,8 @@ export class Lane {
   answer = null;
   /** @type {Variant[]} */
   #variants = [];
+  /** Ends this lane's question, and no other's. */
+  #asking = new AbortController();
 
   /** @param {{onSize: () => void, onRemove: (lane: Lane) => void, onProgress: () => void}} events */
   constructor(events) {
@@ -78,9 +80,11 @@ export class Lane {
 
   /**
    * Asks, and takes up the answer until it ends, breaks or is stopped. Never throws.
-   * @param {object} body @param {AbortSignal} signal
+   * @param {object} body @param {AbortSignal} signal that stops it, as `stop` does
    */
   async ask(body, signal) {
+    this.#asking = new AbortController();
+    const either = AbortSignal.any([signal, this.#asking.signal]);
     const answer = {
       ...{ tokens: [], text: "", running: true, ended: false, finish: "", by: "", error: "" },
       ...{ asked: performance.now(), first: 0, last: 0 },
@@ -89,7 +93,7 @@ export class Lane {
     this.#events.onProgress();
     try {
       const wanted = { ...body, stream: true, logprobs: true };
-      for await (const chunk of stream("/v1/chat/completions", wanted, signal)) {
+      for await (const chunk of stream("/v1/chat/completions", wanted, either)) {
         take(answer, chunk);
         this.#events.onProgress();
       }
@@ -101,6 +105,11 @@ export class Lane {
       answer.running = false;
       this.#events.onProgress();
     }
+  }
+
+  /** Has the server generate no more of an answer that nobody will see. */
+  stop() {
+    this.#asking.abort();
   }
 
   /**
@@ -143,6 +152,7 @@ export class Lane {
 
   /** @param {string} size */
   #choose(size) {
+    this.stop();
     this.#id = size;
     this.answer = null;
     this.#part("answer").replaceChildren();

@@ -105,6 +105,7 @@ export class Playground {
       onProgress: () => this.#draw(),
       onRemove: (lane) => {
         this.#lanes = this.#lanes.filter((other) => other !== lane);
+        lane.stop();
         lane.element.remove();
         byId("add-lane").focus();
         this.#changed();
@@ -148,11 +149,19 @@ export class Playground {
     if (this.#running !== run) return;
     this.#running = null;
     this.#toggle(false);
-    const failed = this.#lanes.filter((lane) => lane.answer?.error).length;
-    const told = failed ? `${failed} of ${this.#lanes.length} could not answer.` : "All have answered.";
-    tell(byId("ask-status"), run.signal.aborted ? "Stopped." : told);
+    tell(byId("ask-status"), this.#outcome(run.signal.aborted));
     // What has been measured by now. Where the server is away the lanes have said so.
     refresh({ quiet: true }).catch(() => undefined);
+  }
+
+  /** How a run went. Meanwhile lanes may have come, gone, or been given another size. @param {boolean} aborted */
+  #outcome(aborted) {
+    const all = this.#lanes.length;
+    const failed = this.#lanes.filter((lane) => lane.answer?.error).length;
+    const answered = this.#lanes.filter((lane) => lane.answer?.ended).length;
+    if (aborted || failed + answered === 0) return "Stopped.";
+    if (failed) return `${failed} of ${all} could not answer.`;
+    return answered === all ? "All have answered." : `${answered} of ${all} have answered.`;
   }
 
   /** @param {boolean} running */

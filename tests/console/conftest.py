@@ -9,6 +9,7 @@ import pytest
 from playwright.sync_api import Browser, Page, expect
 
 from tests.console.browser import EXECUTABLE, MISSING, chromium
+from tests.integration.conftest import eventually as eventually
 from tests.integration.live import Live, Tiny, running
 from tests.integration.sabotage import ranked_math_mini
 

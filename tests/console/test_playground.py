@@ -228,6 +228,44 @@ def test_an_answer_can_be_stopped(live: Live, open_page: OpenPage) -> None:
         expect(lane(page, 0).locator(".answer")).to_have_text(expected)
 
 
+def test_a_lane_that_is_taken_away_or_set_anew_generates_no_more(
+    math_mini: Tiny, open_page: OpenPage, eventually: Callable[[Callable[[], bool]], None]
+) -> None:
+    held = threading.Event()
+    with serving(math_mini) as live, open_page(live, link(DENSE, PRUNED, PRUNED)) as page:
+        expect(lane(page, 2)).to_be_visible()
+        between_steps(live.engine, lambda engine: held.wait(60) and None)
+        try:
+            page.get_by_role("button", name="Run").click()
+            eventually(lambda: live.generations.num_open == 3)
+            lane(page, 2).get_by_role("button", name="Remove").click()
+            eventually(lambda: live.generations.num_open == 2)
+            lane(page, 1).locator(".variant").select_option(DENSE)
+            eventually(lambda: live.generations.num_open == 1)
+            expect(lane(page, 1).locator(".answer")).to_have_attribute("aria-busy", "false")
+            expect(page.locator("#ask-status")).to_have_text("Answering …")
+        finally:
+            held.set()
+        expect(page.locator("#ask-status")).to_have_text("1 of 2 have answered.")
+        expect(page.get_by_role("button", name="Stop")).to_be_hidden()
+        expect(lane(page, 1).locator(".answer")).to_be_empty()
+        expect(lane(page, 1).locator(".divergence")).to_be_hidden()
+        run(page)
+        assert lane(page, 1).locator(".answer").inner_text() == lane(page, 0).locator(".answer").inner_text()
+        # The only one left that was asked: nobody answers then.
+        lane(page, 1).get_by_role("button", name="Remove").click()
+        held.clear()
+        between_steps(live.engine, lambda engine: held.wait(60) and None)
+        try:
+            page.get_by_role("button", name="Run").click()
+            eventually(lambda: live.generations.num_open == 1)
+            lane(page, 0).locator(".variant").select_option(PRUNED)
+            expect(page.locator("#ask-status")).to_have_text("Stopped.")
+            expect(page.get_by_role("button", name="Run")).to_be_visible()
+        finally:
+            held.set()
+
+
 def test_what_goes_wrong_is_told_in_words(math_mini: Tiny, open_page: OpenPage) -> None:
     with serving(math_mini) as live, open_page(live, link(DENSE, UNSAFE)) as page:
         page.get_by_role("button", name="Run").click()
