@@ -7,6 +7,7 @@
 
 import { fillTable, make } from "./dom.js";
 import * as format from "./format.js";
+import { latest } from "./history.js";
 
 /** @type {any} */
 const uPlot = /** @type {any} */ (globalThis).uPlot;
@@ -90,7 +91,7 @@ class Figure {
   }
 }
 
-/** Columns over time. The legend says the numbers under the pointer, or else the last ones. */
+/** Columns over time. The legend says the numbers under the pointer, or else the last that are known. */
 export class TimeChart extends Figure {
   /** @type {any} */
   #plot = null;
@@ -139,20 +140,20 @@ export class TimeChart extends Figure {
   }
 
   #tell() {
-    const { time } = this.#series;
-    const index = this.#pointed ?? time.length - 1;
+    const at = this.#pointed;
+    const told = (/** @type {Column | undefined} */ column) => (at === null ? latest(column) : column?.[at]);
     this.tell(
-      this.lines.map(({ label, column, second }) => ({ label, second, value: this.write(this.#series[column]?.[index]) })),
+      this.lines.map(({ label, column, second }) => ({ label, second, value: this.write(told(this.#series[column])) })),
     );
   }
 
   #begin() {
-    const series = this.lines.map(({ label, second }) => ({
-      label,
-      stroke: () => colour(second ? "--accent-2" : "--accent"),
-      width: 1.5,
-      points: { show: false },
-    }));
+    const series = this.lines.map(({ label, second }) => {
+      const stroke = () => colour(second ? "--accent-2" : "--accent");
+      // No points but where there is no line either.
+      const filter = (/** @type {any} */ plot, /** @type {number} */ i) => alone(plot.data[i]);
+      return { label, stroke, width: 1.5, points: { show: false, filter, size: 4, fill: stroke } };
+    });
     return this.plot(
       {
         scales: { y: { range: (/** @type {any} */ _, /** @type {number} */ low, /** @type {number} */ high) => [0, 1.1 * high || 1] } },
@@ -302,6 +303,11 @@ export class IntervalChart extends Figure {
     }
     context.restore();
   }
+}
+
+/** Where something is known, and nothing just before and after: no line goes through it. @param {Column} column */
+function alone(column) {
+  return column.flatMap((value, i) => (value != null && column[i - 1] == null && column[i + 1] == null ? [i] : []));
 }
 
 /** Ticks of a time axis, with seconds where they are that close. @param {any} _ @param {number[]} ticks */

@@ -2,12 +2,13 @@
 
 import json
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
-from playwright.sync_api import Locator, Page, Route, expect
+from playwright.sync_api import Locator, Page, expect
 
 from server.engine import async_engine
 from server.routes.console import DIRECTORY
@@ -17,6 +18,7 @@ from tests.integration.sabotage import between_steps, reverse_neurons
 
 DENSE, PRUNED = "math-mini:s0", "math-mini:s20"
 NUM_CHARTS = 8
+NUM_INTERVALS = 5
 HAS_CHARTS = (DIRECTORY / "vendor" / "uPlot.js").exists()  # else it could not be fetched here
 
 
@@ -153,6 +155,19 @@ def test_without_the_chart_library_tables_say_the_same(live: Live, open_page: Op
         expect(page.locator("#charts canvas")).to_have_count(0)
 
 
+def show_history(live: Live, page: Page, **columns: Sequence[float | None]) -> None:
+    """The live view of a server that has this history and says nothing more for a day."""
+    with live.client() as client:
+        answer = client.get("/v1/live").json()
+    time = [answer["now"] - 2 * i for i in reversed(range(NUM_INTERVALS))]
+    nothing = {name: [None] * NUM_INTERVALS for name in answer["series"]}
+    series = {**nothing, "time": time, **columns}
+    told = {**answer, "interval_seconds": 86_400, "series": series, "variants": []}
+    page.route("**/v1/live*", lambda route: route.fulfill(json=told))
+    page.reload()
+    page.get_by_role("link", name="Live").click()
+
+
 def test_ticks_of_what_is_counted_are_whole(live: Live, open_page: OpenPage) -> None:
     """9 at once: 2.5 between two ticks would be room enough, and be told as 0, 3, 5, 8."""
     record = """
@@ -164,16 +179,9 @@ def test_ticks_of_what_is_counted_are_whole(live: Live, open_page: OpenPage) -> 
         };
     """
 
-    def busy(route: Route) -> None:
-        answer = route.fetch().json()
-        answer["series"]["running"] = [9] * len(answer["series"]["time"])
-        route.fulfill(json=answer)
-
     with open_page(live) as page:
         page.add_init_script(record)
-        page.route("**/v1/live*", busy)
-        page.reload()
-        page.get_by_role("link", name="Live").click()
+        show_history(live, page, running=[9] * NUM_INTERVALS)
         chart = page.get_by_role("figure").filter(has_text="Requests at once")
         expect(chart).to_contain_text("running 9")
         if not HAS_CHARTS:
@@ -181,6 +189,27 @@ def test_ticks_of_what_is_counted_are_whole(live: Live, open_page: OpenPage) -> 
         ticks = sorted(int(text) for text in chart.evaluate("f => [...f.told]") if text.isdecimal())
         assert len(ticks) > 1
         assert ticks == list(range(0, ticks[-1] + 1, ticks[1]))
+
+
+def test_what_is_known_of_one_moment_is_drawn_and_told(live: Live, open_page: OpenPage) -> None:
+    """Now and then a request: nothing is known just before it, nor after."""
+    once = [None, None, 0.25, None, None]
+    with open_page(live) as page:
+        show_history(live, page, time_to_first_token_p50_seconds=once)
+        chart = page.get_by_role("figure").filter(has_text="Time to first token")
+        expect(chart).to_contain_text("median 250 ms")
+        if HAS_CHARTS:
+            page.wait_for_function(COLOURED, arg=chart.locator("canvas").element_handle())
+
+
+# Whether anything on a canvas has the colour of first lines. Nothing else there has it.
+COLOURED = """canvas => {
+    const wanted = getComputedStyle(document.querySelector(".legend i")).backgroundColor.match(/\\d+/g);
+    const { data } = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height);
+    for (let i = 0; i < data.length; i += 4)
+        if (data[i + 3] === 255 && wanted.every((value, j) => data[i + j] === Number(value))) return true;
+    return false;
+}"""
 
 
 def told(started: float, time: list[float], **variants: list[int]) -> dict[str, Any]:
