@@ -37,11 +37,17 @@ const READ_TIMEOUT_MS = 5000;
 
 /** The server's refusal, or its absence: then `status` is 0. */
 export class ApiError extends Error {
-  /** @param {number} status @param {string} code @param {string} message */
-  constructor(status, code, message) {
+  /** @param {number} status @param {string} code @param {string} message @param {string} path that was asked */
+  constructor(status, code, message, path) {
     super(message);
     this.status = status;
     this.code = code;
+    this.path = path;
+  }
+
+  /** Whether it is the admin key that was wanted, or else the API key. */
+  get isOfAdmin() {
+    return isAdmin(this.path);
   }
 }
 
@@ -66,6 +72,14 @@ export function onKeyWanted(ask) {
   askForKey = ask;
 }
 
+/** @type {(refused: boolean) => void} */
+let judgeKey = () => {};
+
+/** Who hears, at every answer, whether the API key or the want of one was refused. @param {typeof judgeKey} judge */
+export function onKeyJudged(judge) {
+  judgeKey = judge;
+}
+
 /**
  * A request's JSON answer. What is read and does not come in time is as good as from a server that is not there;
  * what changes something may take as long as it does.
@@ -80,7 +94,7 @@ export async function call(path, options = {}) {
   try {
     return await response.json();
   } catch (error) {
-    throw away(error);
+    throw away(error, path);
   }
 }
 
@@ -94,7 +108,7 @@ export async function call(path, options = {}) {
  */
 export async function* stream(path, body, signal) {
   const response = await send(path, { method: "POST", body, signal });
-  if (!response.body) throw new ApiError(0, "unreachable", "the server sent nothing");
+  if (!response.body) throw new ApiError(0, "unreachable", "the server sent nothing", path);
   const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
   let rest = "";
   for (;;) {
@@ -102,16 +116,16 @@ export async function* stream(path, body, signal) {
     try {
       part = await reader.read();
     } catch (error) {
-      throw away(error);
+      throw away(error, path);
     }
-    if (part.done) throw new ApiError(0, "cut_off", "the connection broke before the answer had ended");
+    if (part.done) throw new ApiError(0, "cut_off", "the connection broke before the answer had ended", path);
     const events = (rest + part.value).split("\n\n");
     rest = events.pop() ?? "";
     for (const event of events) {
       const data = event.replace(/^data: /, "");
       if (data === "[DONE]") return;
       const message = JSON.parse(data);
-      if (message.error) throw new ApiError(response.status, message.error.code, message.error.message);
+      if (message.error) throw new ApiError(response.status, message.error.code, message.error.message, path);
       yield message;
     }
   }
@@ -120,7 +134,7 @@ export async function* stream(path, body, signal) {
 /** @param {string} path @param {Parameters<typeof call>[1]} options @returns {Promise<Response>} */
 async function send(path, { method = "GET", body, signal, quiet = false } = {}) {
   for (;;) {
-    const key = keyOf(path.startsWith("/admin") ? "admin" : "api");
+    const key = keyOf(isAdmin(path) ? "admin" : "api");
     /** @type {Record<string, string>} */
     const headers = key ? { authorization: `Bearer ${key}` } : {};
     if (body) headers["content-type"] = "application/json";
@@ -130,27 +144,37 @@ async function send(path, { method = "GET", body, signal, quiet = false } = {}) 
     try {
       response = await fetch(path, { method, headers, signal: until, body: body && JSON.stringify(body) });
     } catch (error) {
-      throw away(error);
+      throw away(error, path);
     }
-    if (response.ok) return response;
-    const refusal = await refused(response);
-    const asks = refusal.status === 401 && !quiet && !path.startsWith("/admin");
-    if (!asks || !(await askForKey(key ? refusal.message : ""))) throw refusal;
+    if (response.ok) {
+      if (!isAdmin(path)) judgeKey(false);
+      return response;
+    }
+    const refusal = await refused(response, path);
+    const wantsKey = refusal.status === 401 && !refusal.isOfAdmin;
+    if (wantsKey && !quiet && (await askForKey(key ? refusal.message : ""))) continue;
+    if (wantsKey) judgeKey(true);
+    throw refusal;
   }
 }
 
-/** @param {Response} response */
-async function refused(response) {
+/** @param {string} path */
+function isAdmin(path) {
+  return path.startsWith("/admin");
+}
+
+/** @param {Response} response @param {string} path */
+async function refused(response, path) {
   try {
     const { error } = await response.json();
-    return new ApiError(response.status, error.code, error.message);
+    return new ApiError(response.status, error.code, error.message, path);
   } catch {
-    return new ApiError(response.status, "unknown", `the server answered with status ${response.status}`);
+    return new ApiError(response.status, "unknown", `the server answered with status ${response.status}`, path);
   }
 }
 
-/** What fetch throws, a TimeoutError among them, in words; an abort stays what it is. @param {any} error */
-function away(error) {
+/** What fetch throws, a TimeoutError among them, in words; an abort stays what it is. @param {any} error @param {string} path */
+function away(error, path) {
   if (error.name === "AbortError") return error;
-  return new ApiError(0, "unreachable", "the server cannot be reached");
+  return new ApiError(0, "unreachable", "the server cannot be reached", path);
 }

@@ -1,6 +1,6 @@
 /** The page: which view is shown, the model's name, and the question for an API key. */
 
-import { keepKey, onKeyWanted } from "./api.js";
+import { keepKey, keyOf, onKeyJudged, onKeyWanted } from "./api.js";
 import { byId, tell } from "./dom.js";
 import { readLink, writeLink } from "./link.js";
 import { LiveView } from "./live.js";
@@ -61,18 +61,35 @@ function askForKey(told) {
   return asking;
 }
 
+/** Above every view. @param {string} words or "" @param {boolean} [wantsKey] whether a key would mend it */
+function showTrouble(words, wantsKey = false) {
+  tell(byId("trouble-told"), words);
+  byId("give-key").hidden = !wantsKey;
+  byId("trouble").hidden = words === "";
+}
+
 /** Asks until there is an answer: the server may be just starting. */
 async function begin() {
   try {
     await refresh();
-    tell(byId("trouble"), "");
+    showTrouble("");
   } catch (/** @type {any} */ error) {
-    tell(byId("trouble"), `${error.message[0].toUpperCase()}${error.message.slice(1)}. Trying again …`);
+    // Of the key is told already.
+    if (error.status !== 401) showTrouble(`${error.message[0].toUpperCase()}${error.message.slice(1)}. Trying again …`);
     setTimeout(begin, RETRY_MS);
   }
 }
 
 onKeyWanted(askForKey);
+onKeyJudged((refused) => {
+  if (refused) showTrouble(keyOf("api") ? "The server does not know this API key." : "The server wants an API key.", true);
+  else if (!byId("give-key").hidden) showTrouble("");
+});
+byId("give-key").addEventListener("click", async () => {
+  isDeclined = false;
+  // Where the key is wrong, or the server away, the page says so.
+  if (await askForKey("")) refresh({ quiet: true }).catch(() => undefined);
+});
 onServed(({ listing }) => (byId("model").textContent = listing.model));
 // The playground's link is its state: it comes back as it was left.
 document.querySelector('[data-view="playground"]')?.addEventListener("click", (event) => {

@@ -168,7 +168,7 @@ export class VariantsView {
 
   /** @param {any} error */
   #fail(error) {
-    const wantsKey = error.code === "invalid_api_key" ? " (the admin key is asked for below)" : "";
+    const wantsKey = error.code === "invalid_api_key" && error.isOfAdmin ? " (the admin key is asked for below)" : "";
     byId("variants-status").classList.add("trouble");
     tell(byId("variants-status"), `${error.message}${wantsKey}`);
   }

@@ -53,6 +53,9 @@ def test_axe_is_content_with_the_question_for_a_key(math_mini: Any, open_page: O
     with serving(math_mini, api_keys=("sesame",)) as live, open_page(live) as page:
         expect(page.get_by_role("dialog")).to_be_visible()
         assert serious(page) == []
+        page.get_by_role("button", name="Cancel").click()
+        expect(page.get_by_role("button", name="Give a key")).to_be_visible()
+        assert serious(page) == []
 
 
 def test_a_phone_scrolls_down_only(live: Live, open_page: OpenPage) -> None:

@@ -288,12 +288,17 @@ def _die(engine: Any) -> None:
 def test_a_key_is_asked_for_where_the_server_wants_one(math_mini: Tiny, open_page: OpenPage) -> None:
     with serving(math_mini, api_keys=("sesame",)) as live, open_page(live) as page:
         dialog = page.get_by_role("dialog", name="This server wants an API key")
+        dialog.get_by_role("button", name="Cancel").click()
+        expect(dialog).to_be_hidden()
+        expect(page.locator("#trouble")).to_contain_text("The server wants an API key.")
+        page.get_by_role("button", name="Give a key").click()
         for key in ("wrong", "sesame"):
             expect(dialog).to_be_visible()
             dialog.get_by_label("API key").fill(key)
             dialog.get_by_role("button", name="Go on").click()
         expect(page.locator(".lane")).to_have_count(2)
         expect(dialog).to_be_hidden()
+        expect(page.locator("#trouble")).to_be_hidden()
         run(page)
         assert page.evaluate("[localStorage.length, document.cookie]") == [0, ""]
         assert page.evaluate("Object.values(sessionStorage)") == ["sesame"]

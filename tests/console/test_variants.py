@@ -65,6 +65,31 @@ def test_an_admin_key_is_wanted_where_there_is_one(math_mini: Tiny, open_page: O
         assert page.evaluate("Object.values(sessionStorage)") == ["sesame"]
 
 
+def test_an_api_key_that_is_not_known_any_more_is_told_as_such(math_mini: Tiny, open_page: OpenPage) -> None:
+    with serving(math_mini, api_keys=("sesame",), admin_key="open") as live, open_page(live) as page:
+        dialog, trouble = page.get_by_role("dialog"), page.locator("#trouble")
+        dialog.get_by_label("API key").fill("sesame")
+        dialog.get_by_role("button", name="Go on").click()
+        page.get_by_role("link", name="Variants").click()
+        expect(rows(page)).to_have_count(3)
+        page.get_by_role("link", name="Live").click()
+        expect(page.locator("#connection")).to_contain_text("Serving")
+        page.evaluate("sessionStorage.setItem('secateur-api-key', 'old')")
+        expect(page.locator("#connection")).to_contain_text("not a key that the server knows")
+        expect(trouble).to_contain_text("The server does not know this API key.")
+        page.get_by_role("link", name="Variants").click()
+        told = page.locator("#variants-status")
+        expect(told).to_contain_text("not a key that the server knows")
+        expect(told).not_to_contain_text("admin key")
+        page.get_by_role("button", name="Give a key").click()
+        dialog.get_by_label("API key").fill("sesame")
+        dialog.get_by_role("button", name="Go on").click()
+        expect(trouble).to_be_hidden()
+        expect(told).to_be_hidden()
+        page.get_by_role("link", name="Live").click()
+        expect(page.locator("#connection")).to_contain_text("Serving")
+
+
 def test_probes_run_at_once(math_mini: Tiny, open_page: OpenPage, tmp_path: Path) -> None:
     with serving(math_mini, cache_dir=tmp_path) as live, open_page(live, "#variants") as page:
         expect(rows(page).nth(1)).to_contain_text("not measured")
