@@ -129,10 +129,10 @@ export class TimeChart extends Figure {
     if (!this.details.open) return;
     const { time } = this.#series;
     const rows = time
-      .map((at, i) => [
+      .map((at, i) => /** @type {[string, ...string[]]} */ ([
         format.time(at ?? 0),
         ...this.lines.map(({ column }) => this.write(this.#series[column]?.[i])),
-      ])
+      ]))
       .slice(-MAX_ROWS)
       .reverse();
     const columns = this.lines.map(({ label }) => /** @type {[string, "number"]} */ ([label, "number"]));
@@ -226,12 +226,12 @@ export class IntervalChart extends Figure {
 
   fill() {
     if (!this.details.open) return;
-    const rows = this.#points.map(({ label, x, y, low, high }) => [
+    const rows = this.#points.map(({ label, x, y, low, high }) => /** @type {[string, ...string[]]} */ ([
       label,
       format.share(x),
       format.percent(y),
       `${(100 * low).toFixed(1)}–${format.percent(high)}`,
-    ]);
+    ]));
     fillTable(this.table, this.title, ["Size", [this.names.x, "number"], [this.names.y, "number"], ["Interval", "number"]], rows);
   }
 

@@ -2,7 +2,7 @@
 
 import { call } from "./api.js";
 import { IntervalChart, sparkline, TimeChart } from "./charts.js";
-import { byId, fillTable, make } from "./dom.js";
+import { byId, fill, fillTable, make } from "./dom.js";
 import * as format from "./format.js";
 import { extend, isRestarted, knownUntil, latest } from "./history.js";
 
@@ -82,11 +82,11 @@ export class LiveView {
       dead: `The engine of ${live.model} has died`,
     };
     this.#connection(`${states[live.state] ?? live.state}, version ${live.version}`, live.state !== "ready");
-    byId("figures").replaceChildren(...figures(live));
+    fill(byId("figures"), figures(live));
     for (const chart of this.#charts.overTime) chart.update(live.series);
     this.#showAccuracy(live);
     fillTable(byId("live-variants"), "Sizes now", COLUMNS, live.variants.map((variant) => row(variant, live)));
-    byId("verdicts").replaceChildren(...verdicts(live));
+    fill(byId("verdicts"), verdicts(live));
   }
 
   /** @param {Live} live */
@@ -167,7 +167,7 @@ const COLUMNS = [
   "Tokens/s, 3 min", ["Running", "number"], ["Requests", "number"], ["Alone", "number"],
 ];
 
-/** @param {Live["variants"][number]} variant @param {Live} live @returns {(Node | string)[]} */
+/** @param {Live["variants"][number]} variant @param {Live} live @returns {[string, ...(Node | string)[]]} */
 function row(variant, live) {
   const { evidence, series } = variant;
   const tokens = series.generation_tokens_per_second ?? [];

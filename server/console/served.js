@@ -17,7 +17,7 @@ const listeners = new Set();
 let last = null;
 let told = "";
 
-/** Calls `listener` with what is known, and whenever that changes. @param {(served: Served) => void} listener */
+/** Calls `listener` with what is known, and whenever that changes but for the age of evidence. @param {(served: Served) => void} listener */
 export function onServed(listener) {
   listeners.add(listener);
   if (last) listener(last);
@@ -30,7 +30,8 @@ export async function refresh(options) {
     call(`/v1/live?since=${NO_HISTORY}`, options),
   ]);
   const served = { listing, safeSparsity: live.safe_sparsity };
-  const text = JSON.stringify(served);
+  // Evidence is older each time. The views that tell its age ask for themselves.
+  const text = JSON.stringify(served, (name, value) => (name === "age_seconds" ? undefined : value));
   if (text !== told || !last) {
     last = served;
     told = text;

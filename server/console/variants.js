@@ -66,22 +66,17 @@ export class VariantsView {
       ? `at ${task} they may lose ${format.share(tolerance)} of the items`
       : `not judged: ${reason}`;
     byId("variants-summary").textContent = `${shared}; ${judged}`;
-    const focused = document.activeElement?.getAttribute("data-retires");
-    // A button that is held down would not be there any more when it is let go.
-    if (byId("variant-table").querySelector(":active") === null) {
-      fillTable(byId("variant-table"), "Variants", COLUMNS, listing.data.map((variant) => this.#row(variant)));
-    }
-    if (focused) document.querySelector(`[data-retires="${CSS.escape(focused)}"]`)?.focus();
+    fillTable(byId("variant-table"), "Variants", COLUMNS, listing.data.map((variant) => this.#row(variant)));
     const select = byId("probe-variant");
     const ids = listing.data.map(({ id }) => id);
     fillSelect(select, ids, ids.includes(select.value) ? select.value : "", "All");
     byId("run-probes").querySelector("button").disabled = task === null;
   }
 
-  /** @param {Listing["data"][number]} variant @returns {(Node | string)[]} */
+  /** @param {Listing["data"][number]} variant @returns {[string, ...(Node | string)[]]} */
   #row(variant) {
     const { id, evidence, state } = variant;
-    const retire = make("button", { class: "plain", type: "button", "data-retires": id, "aria-label": `Retire ${id}` }, "Retire");
+    const retire = make("button", { class: "plain", type: "button", "aria-label": `Retire ${id}` }, "Retire");
     retire.disabled = state === "retiring" || variant.default;
     retire.addEventListener("click", () => this.#retire(id));
     return [

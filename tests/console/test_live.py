@@ -57,6 +57,21 @@ def test_numbers_change_by_themselves(math_mini: Tiny, open_page: OpenPage) -> N
         expect(chart.get_by_role("cell", name=told, exact=True).first).to_be_attached()
 
 
+def test_what_says_the_same_stays_where_it_is(live: Live, open_page: OpenPage) -> None:
+    with open_page(live, "#live") as page:
+        shown = [
+            page.locator("#figures > div").filter(has_text="Accuracy").locator("dd"),
+            page.get_by_role("rowheader", name=PRUNED),
+            cell(page, PRUNED, "State").locator(".pill"),
+            page.locator("#verdicts li"),
+        ]
+        nodes = [locator.element_handle() for locator in shown]
+        for _ in range(2):
+            with page.expect_response("**/v1/live?since=*"):
+                pass
+        assert [node.evaluate("node => node.isConnected") for node in nodes] == [True] * 4
+
+
 def test_a_restart_is_survived(math_mini: Tiny, open_page: OpenPage) -> None:
     with serving(math_mini) as live:
         port = httpx.URL(live.url).port

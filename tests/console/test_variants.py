@@ -1,5 +1,6 @@
 """The list of variants in a real browser: what an administrator does there is done on the server."""
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ from playwright.sync_api import Locator, Page, expect
 from tests.console.conftest import OpenPage, serving
 from tests.integration.live import Live, Tiny
 
-DENSE, PRUNED, ADDED = "math-mini:s0", "math-mini:s20", "math-mini:s12.3"
+DENSE, PRUNED, SPARSEST, ADDED = (f"math-mini:s{size}" for size in ("0", "20", "60", "12.3"))
 
 
 def listed(live: Live) -> dict[str, dict[str, Any]]:
@@ -18,6 +19,13 @@ def listed(live: Live) -> dict[str, dict[str, Any]]:
 
 def rows(page: Page) -> Locator:
     return page.locator("#variant-table tbody tr")
+
+
+def look(page: Page, times: int) -> None:
+    """Waits until the page has asked so often."""
+    for _ in range(times):
+        with page.expect_response("**/v1/live*"):
+            pass
 
 
 def add(page: Page, percent: str) -> None:
@@ -63,6 +71,46 @@ def test_an_admin_key_is_wanted_where_there_is_one(math_mini: Tiny, open_page: O
         expect(told).to_have_text(f"{ADDED} is served now.")
         assert page.evaluate("[localStorage.length, document.cookie]") == [0, ""]
         assert page.evaluate("Object.values(sessionStorage)") == ["sesame"]
+
+
+def test_what_does_not_change_is_left_alone(math_mini: Tiny, open_page: OpenPage, tmp_path: Path) -> None:
+    """What is selected and where somebody is outlives every look at the server."""
+    with serving(math_mini, cache_dir=tmp_path) as live, open_page(live, "#variants") as page:
+        with live.client() as client:
+            client.post("/admin/probes/run", json={"variants": [PRUNED], "items": 2})
+            while client.get("/admin/probes/run").json()["state"] == "running":
+                time.sleep(0.05)
+        expect(rows(page).nth(1)).to_contain_text("2 items")
+        look(page, 2)  # the second one began after all of that
+        retire = page.get_by_role("button", name=f"Retire {SPARSEST}")
+        retire.focus()
+        page.evaluate(OBSERVE, "#main")
+        page.get_by_role("rowheader", name=SPARSEST).select_text()
+        look(page, 3)  # in which the evidence grows older
+        assert page.evaluate("written") == 0
+        # What does change, above it, moves nothing else.
+        page.evaluate(OBSERVE, "#variant-table")
+        with live.client() as client:
+            client.post("/admin/variants", json={"sparsity": 0.123})
+        expect(rows(page)).to_have_count(4)
+        assert page.evaluate("written") == 1
+        expect(retire).to_be_focused()
+        assert page.evaluate("getSelection().toString().trim()") == SPARSEST
+        with live.client() as client:
+            client.delete(f"/admin/variants/{ADDED}")
+        expect(rows(page)).to_have_count(3)
+        expect(retire).to_be_focused()
+        assert page.evaluate("getSelection().toString().trim()") == SPARSEST
+
+
+# Counts the nodes that come and go from now on.
+OBSERVE = """selector => {
+    globalThis.written = 0;
+    globalThis.observer?.disconnect();
+    const count = ({ addedNodes, removedNodes }) => (written += addedNodes.length + removedNodes.length);
+    globalThis.observer = new MutationObserver((records) => records.forEach(count));
+    observer.observe(document.querySelector(selector), { childList: true, subtree: true });
+}"""
 
 
 def test_an_api_key_that_is_not_known_any_more_is_told_as_such(math_mini: Tiny, open_page: OpenPage) -> None:
