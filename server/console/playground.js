@@ -10,6 +10,8 @@ import { curlCommand, pythonProgram, requestBody } from "./snippets.js";
 
 const MAX_LANES = 4;
 const TOLD_MS = 2000;
+/** Browsers let a page change its address a hundred times in half a minute, or less; somebody types faster. */
+const ADDRESS_MS = 300;
 /** A task's own kind of question, for who has none at hand. @type {Record<string, string>} */
 const EXAMPLES = {
   arithmetic: "Tom has 3 boxes with 12 eggs in each. Tom sells 7 of the eggs. How many eggs does Tom have now?",
@@ -28,6 +30,8 @@ export class Playground {
   /** @type {AbortController | null} */
   #running = null;
   #drawing = false;
+  /** @type {number | undefined} */
+  #addressing;
   /** Sizes that a link asked for, until it is known what is served. @type {string[]} */
   #wanted = [];
 
@@ -42,7 +46,7 @@ export class Playground {
     });
     byId("stop").addEventListener("click", () => this.#running?.abort());
     byId("add-lane").addEventListener("click", () => this.#addLane(this.#unusedSize()));
-    byId("copy-link").addEventListener("click", () => this.#copied(location.href, "Link copied."));
+    byId("copy-link").addEventListener("click", () => this.#copied(new URL(this.#link, location.href).href, "Link copied."));
     for (const button of document.querySelectorAll("[data-copy]")) {
       const source = byId(/** @type {HTMLElement} */ (button).dataset.copy ?? "");
       button.addEventListener("click", () => this.#copied(source.textContent, "Copied."));
@@ -70,6 +74,10 @@ export class Playground {
     parameters.set("max_tokens", byId("max-tokens").value);
     if (byId("allow-unsafe").checked) parameters.set("allow_unsafe", "1");
     return parameters;
+  }
+
+  get #link() {
+    return writeLink({ view: "playground", parameters: this.parameters });
   }
 
   /** @returns {HTMLTextAreaElement} */
@@ -128,11 +136,19 @@ export class Playground {
     for (const lane of this.#lanes) lane.allowRemoval(this.#lanes.length > 1);
     byId("add-lane").disabled = this.#lanes.length === MAX_LANES;
     byId("run").disabled = !this.#lanes.some((lane) => lane.variant);
-    if (this.#served && !byId("playground").hidden) {
-      history.replaceState(null, "", writeLink({ view: "playground", parameters: this.parameters }));
-    }
     this.#writeCode();
     this.#draw();
+    clearTimeout(this.#addressing);
+    this.#addressing = setTimeout(() => this.#writeAddress(), ADDRESS_MS);
+  }
+
+  #writeAddress() {
+    if (!this.#served || byId("playground").hidden) return;
+    try {
+      history.replaceState(null, "", this.#link);
+    } catch {
+      // Too often for this browser, or too long: the next change tries again, and the page is the same without it.
+    }
   }
 
   async #run() {

@@ -1,5 +1,6 @@
 """The playground in a real browser: what it shows is what the API says of the same question."""
 
+import re
 import subprocess
 import sys
 import threading
@@ -161,6 +162,38 @@ def test_a_link_brings_everything_back(live: Live, open_page: OpenPage) -> None:
         page.get_by_role("link", name="Playground").click()
         expect(page.get_by_label("Prompt")).to_have_value(awkward)
         assert page.url == copied
+
+
+def test_the_address_follows_seldom_and_is_not_needed(live: Live, open_page: OpenPage) -> None:
+    with open_page(live, link(DENSE), permissions=["clipboard-read", "clipboard-write"]) as page:
+        expect(lane(page, 0)).to_be_visible()
+        page.wait_for_function("document.querySelector('#curl-code').textContent !== ''")
+        page.evaluate(TYPE, 100)
+        expect(page).to_have_url(re.compile("x{100}&"))
+        assert page.evaluate("addresses") == 1
+        page.evaluate("() => { history.replaceState = () => { throw new DOMException('too often') } }")
+        page.evaluate(TYPE, 100)
+        expect(page.locator("#curl-code")).to_contain_text("x" * 200)
+        page.get_by_role("button", name="Copy link").click()
+        expect(page.locator("#ask-status")).to_have_text("Link copied.")
+        copied = page.evaluate("navigator.clipboard.readText()")
+        assert f"{'x' * 200}&size=" in copied
+        page.wait_for_timeout(1_000)  # in which the page would have failed
+        assert "x" * 101 not in page.url
+        assert page.evaluate("addresses") == 1
+
+
+# At once, as many changes of the prompt.
+TYPE = """(count) => {
+    globalThis.addresses = 0;
+    const replace = history.replaceState;
+    history.replaceState = function (...all) { addresses += 1; return replace.apply(this, all); };
+    const prompt = document.querySelector("#prompt");
+    for (let i = 0; i < count; i += 1) {
+        prompt.value += "x";
+        prompt.dispatchEvent(new Event("input", { bubbles: true }));
+    }
+}"""
 
 
 def test_a_link_that_is_opened_in_the_same_tab_is_followed(live: Live, open_page: OpenPage) -> None:
