@@ -130,7 +130,7 @@ function charts(parent) {
       { label: "waiting", column: "waiting", second: true },
     ], WHOLE),
     new TimeChart(parent, "Requests per second", format.rate, [
-      { label: "begun", column: "requests_per_second" },
+      { label: "ended", column: "requests_per_second" },
       { label: "rejected", column: "rejections_per_second", second: true },
     ]),
     new TimeChart(parent, "KV cache in use", format.share, [{ label: "used", column: "kv_usage_ratio" }]),
@@ -148,7 +148,7 @@ function figures(live) {
     [live.task ? `Accuracy, ${live.task}` : "Accuracy", format.percent(chosen?.evidence?.accuracy),
       `${live.default_variant}, ${format.interval(chosen?.evidence ?? null)}`],
     ["Tokens/s", format.rate(now("generation_tokens_per_second")),
-      `${format.rate(now("requests_per_second"))} requests/s`],
+      `${format.rate(now("requests_per_second"))} answers/s`],
     ["First token, p95", format.latency(latest(series.time_to_first_token_p95_seconds)),
       `median ${format.latency(latest(series.time_to_first_token_p50_seconds))}`],
     ["Requests", format.count(now("running")),

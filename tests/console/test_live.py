@@ -206,6 +206,14 @@ def test_ticks_of_what_is_counted_are_whole(live: Live, open_page: OpenPage) -> 
         assert ticks == list(range(0, ticks[-1] + 1, ticks[1]))
 
 
+def test_requests_are_counted_where_they_end_and_called_so(live: Live, open_page: OpenPage) -> None:
+    with open_page(live) as page:
+        show_history(live, page, requests_per_second=[1.5] * NUM_INTERVALS)
+        chart = page.get_by_role("figure").filter(has_text="Requests per second")
+        expect(chart).to_contain_text("ended 1.5")
+        expect(page.locator("#figures")).to_contain_text("1.5 answers/s")
+
+
 def test_what_is_known_of_one_moment_is_drawn_and_told(live: Live, open_page: OpenPage) -> None:
     """Now and then a request: nothing is known just before it, nor after."""
     once = [None, None, 0.25, None, None]
