@@ -125,6 +125,8 @@ def test_an_api_key_that_is_not_known_any_more_is_told_as_such(math_mini: Tiny, 
         page.evaluate("sessionStorage.setItem('secateur-api-key', 'old')")
         expect(page.locator("#connection")).to_contain_text("not a key that the server knows")
         expect(trouble).to_contain_text("The server does not know this API key.")
+        page.locator("#verdicts").scroll_into_view_if_needed()
+        expect(page.get_by_role("button", name="Give a key")).to_be_in_viewport()
         page.get_by_role("link", name="Variants").click()
         told = page.locator("#variants-status")
         expect(told).to_contain_text("not a key that the server knows")
