@@ -2,6 +2,7 @@
 
 import os
 import re
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,12 @@ import yaml
 from server.cli import parse_arguments
 from server.settings import ServeSettings, unknown_variables
 from server.shutdown import FLUSH_SECONDS
+from tests.deploy.prometheus import PROMETHEUS, tool
 
 ROOT = Path(__file__).parents[2]
 MANIFEST = ROOT / "deploy" / "kubernetes.yaml"
 DOCKERFILE = (ROOT / "Dockerfile").read_text()
+GUIDE = (ROOT / "docs" / "guide" / "serving.md").read_text(encoding="utf-8")
 HTTP_PAGE = (ROOT / "docs" / "reference" / "http.md").read_text()
 OBJECTS: list[dict[str, Any]] = list(yaml.safe_load_all(MANIFEST.read_text()))
 GIB = 2**30
@@ -100,6 +103,26 @@ def test_volumes_and_ports_find_each_other(pod: dict[str, Any], container: dict[
     for kind in ("startupProbe", "readinessProbe", "livenessProbe"):
         assert container[kind]["httpGet"]["port"] == port["name"]
         assert f"| `GET {container[kind]['httpGet']['path']}` |" in HTTP_PAGE
+
+
+def test_prometheus_finds_pods_that_are_not_ready_by_names_that_last(tmp_path: Path) -> None:
+    """The guide's job asks for SRV records of the headless Service's port; A records would give addresses."""
+    (headless,) = [each for each in of_kind("Service") if each["spec"].get("clusterIP") == "None"]
+    assert headless["spec"]["publishNotReadyAddresses"] is True
+    (stateful_set,) = of_kind("StatefulSet")
+    assert stateful_set["spec"]["serviceName"] == headless["metadata"]["name"]
+    (text,) = re.findall(r"^```yaml\n(scrape_configs:\n.*?)^```", GUIDE, flags=re.MULTILINE | re.DOTALL)
+    (job,) = yaml.safe_load(text)["scrape_configs"]
+    (found_by,) = job.pop("dns_sd_configs")
+    (port,) = headless["spec"]["ports"]
+    service = headless["metadata"]["name"]
+    assert found_by == {"names": [f"_{port['name']}._tcp.{service}.default.svc.cluster.local"]}
+    (committed,) = yaml.safe_load((PROMETHEUS / "prometheus.yml").read_text())["scrape_configs"]
+    assert job.items() <= committed.items()
+    (tmp_path / "prometheus.yml").write_text(text)
+    command = [tool("promtool"), "check", "config", str(tmp_path / "prometheus.yml")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_a_service_of_its_name_is_no_setting(pod: dict[str, Any]) -> None:
