@@ -47,6 +47,7 @@ class StateCollector(Collector):
         self._energy = energy
         self._task = task
         self._device = torch.device(engine.config.device)
+        self._start_time = time.time()
 
     def collect(self) -> Iterator[Metric]:
         statuses = self._registry.offer().statuses
@@ -58,6 +59,11 @@ class StateCollector(Collector):
             yield from _guard(statuses)
         yield from self._memory()
         yield from self._joules()
+        yield GaugeMetricFamily(
+            "secateur_start_time_seconds",
+            "Unix time at which this process began to serve: another one after each start.",
+            self._start_time,
+        )
         build = {
             "version": __version__,
             "torch": torch.__version__,

@@ -1,5 +1,6 @@
 """/metrics tells what clients saw."""
 
+import time
 from collections import Counter
 from collections.abc import Callable
 
@@ -127,6 +128,19 @@ def test_memory_and_variants_are_those_of_the_engine(client: httpx.Client, live:
             for state in VariantState
         }
         assert states == {"ready": 1, "degraded": 0, "retiring": 0}
+
+
+def test_every_start_has_a_time_of_its_own(tiny: Tiny) -> None:
+    """What SecateurRestarting counts the changes of."""
+    begun: list[float] = []
+    for _ in range(2):
+        before = time.time()
+        with running(tiny) as live, live.client() as client:
+            told = {scrape(client)["secateur_start_time_seconds", frozenset()] for _ in range(2)}
+        [start] = told
+        assert before <= start <= time.time()
+        begun.append(start)
+    assert begun[0] < begun[1]
 
 
 def test_series_are_there_before_the_first_request_with_closed_labels(tiny: Tiny) -> None:
