@@ -190,7 +190,8 @@ def _speed() -> list[AnyPanel]:
         lines(
             Face(
                 "Time to first token",
-                "From a request's arrival to its first token: the queue, and reading the prompt. "
+                "From a request's arrival to its first token: the queue, and reading the prompt. Who waited "
+                "for more than 1 s and left without one is counted with that time. "
                 "Percentiles are interpolated between a histogram's buckets, so they are only as fine as "
                 "those. Dashed: the objective, 95% within 1 s.",
                 "s",

@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from deploy.dashboards.queries import DIRECTORY
+from server.monitoring.metrics import FIRST_TOKEN_OBJECTIVE_SECONDS, FIRST_TOKEN_SECONDS
 from tests.deploy.prometheus import PROMETHEUS, tool
 
 ROOT = Path(__file__).parents[2]
@@ -67,6 +68,13 @@ def test_every_alert_says_what_it_means_and_what_to_do(alert: dict[str, Any]) ->
     headings = re.findall(r"^## (\w+)$", (ROOT / path).read_text(encoding="utf-8"), flags=re.MULTILINE)
     assert anchor in {heading.lower() for heading in headings}
     assert anchor == alert["alert"].lower()
+
+
+def test_the_server_knows_the_objective() -> None:
+    """From there on it counts answers that ended before their first token."""
+    bounds = re.findall(r'time_to_first_token_seconds_bucket\{le="([^"]+)"\}', str(RECORDED))
+    assert {float(bound) for bound in bounds} == {FIRST_TOKEN_OBJECTIVE_SECONDS}
+    assert FIRST_TOKEN_OBJECTIVE_SECONDS in FIRST_TOKEN_SECONDS
 
 
 def test_every_recorded_series_is_used() -> None:

@@ -1,21 +1,25 @@
 """/metrics tells what clients saw."""
 
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import pytest
 import torch
 
+from server.engine.engine import Engine
 from server.engine.request import FinishReason
 from server.errors import error_codes
-from server.monitoring import gauges, live_source
+from server.monitoring import gauges, live_source, metrics
 from server.monitoring.memory import DeviceMemory
 from server.variants import VariantState
-from tests.integration.live import MAX_MODEL_LEN, Live, Tiny, running
+from tests.integration.live import MAX_MODEL_LEN, WAIT_SECONDS, Live, Tiny, running
 from tests.integration.metrics import scrape
 from tests.integration.mixed_load import COMPLETIONS, send_mixed_load
+from tests.integration.sabotage import between_steps
 
 
 def by_variant(client: httpx.Client, name: str) -> dict[str, float]:
@@ -96,6 +100,49 @@ def test_gauges_show_what_runs_and_fall_back_to_zero(
         samples = scrape(client)
         assert samples["secateur_requests_waiting", frozenset()] == 0
         assert samples["secateur_kv_usage_ratio", frozenset()] == 0
+
+
+def test_answers_that_never_begin_are_slow_unless_their_clients_were_impatient(
+    tiny: Tiny, eventually: Callable[[Callable[[], bool]], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The engine stands still: one client leaves soon, one late, and one is told that the engine has died."""
+    dying = threading.Event()
+
+    def stall_and_die(engine: Engine) -> None:
+        dying.wait()
+        raise RuntimeError("meant to happen")
+
+    def leave_after(seconds: float) -> None:
+        with pytest.raises(httpx.ReadTimeout):
+            client.post(COMPLETIONS, json=body, timeout=seconds)
+
+    def slow_and_all() -> tuple[float, float]:
+        samples = scrape(client)
+        name, variant = "secateur_time_to_first_token_seconds", ("variant", "tiny:s0")
+        within = samples[f"{name}_bucket", frozenset({variant, ("le", "1.0")})]
+        count = samples[f"{name}_count", frozenset({variant})]
+        return count - within, count
+
+    body = {"prompt": "abc", "max_tokens": 2}
+    with running(tiny) as live, live.client() as client, ThreadPoolExecutor(1) as pool:
+        with monkeypatch.context() as patched:  # who wants no token waits for none
+            patched.setattr(metrics, "FIRST_TOKEN_OBJECTIVE_SECONDS", 0.0)
+            assert client.post(COMPLETIONS, json={**body, "max_tokens": 0, "echo": True}).status_code == 200
+        between_steps(live.engine, stall_and_die)
+        try:
+            with monkeypatch.context() as patched:  # a busy machine must not make 0.1 s as long as 1
+                patched.setattr(metrics, "FIRST_TOKEN_OBJECTIVE_SECONDS", WAIT_SECONDS)
+                leave_after(0.1)
+                eventually(lambda: live.generations.num_open == 0)
+            assert slow_and_all() == (0, 0)
+            waiting = pool.submit(client.post, COMPLETIONS, json=body)
+            eventually(lambda: live.generations.num_open == 1)
+            leave_after(metrics.FIRST_TOKEN_OBJECTIVE_SECONDS + 0.1)
+            eventually(lambda: slow_and_all() == (1, 1))
+        finally:
+            dying.set()
+        assert waiting.result().json()["error"]["code"] == "engine_down"
+        eventually(lambda: slow_and_all() == (2, 2))
 
 
 def test_memory_and_variants_are_those_of_the_engine(client: httpx.Client, live: Live) -> None:
