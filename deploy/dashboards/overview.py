@@ -95,15 +95,15 @@ def _now() -> list[AnyPanel]:
         bars(
             Face(
                 "Share of the traffic",
-                "Of the answers that ended in the last 5 minutes, by size. Clients choose one, or say auto "
-                "and get the sparsest that is proven to be good enough.",
+                "Of all answers that ended in the last 5 minutes, also of sizes that are not chosen above. "
+                "Clients choose one, or say auto and get the sparsest that is proven to be good enough.",
                 "percentunit",
                 span=6,
                 height=5,
             ),
             Query(
                 f"sum by (variant) (variant:secateur_requests:rate5m{{{VARIANTS}}}) / scalar("
-                f"sum(variant:secateur_requests:rate5m{{{VARIANTS}}}) > 0)"
+                f"sum(variant:secateur_requests:rate5m{{{SERVERS}}}) > 0)"
             ),
             maximum=1,
         ),
@@ -112,11 +112,14 @@ def _now() -> list[AnyPanel]:
 
 
 def _sizes() -> table.Panel:
-    def of_each(metric: str, labels: str = VARIANTS) -> str:
-        return f"max by (variant) ({metric}{{{labels}}})"
+    def least(metric: str) -> str:
+        return f"min by (variant) ({metric}{{{VARIANTS}}})"
+
+    def most(metric: str) -> str:
+        return f"max by (variant) ({metric}{{{VARIANTS}}})"
 
     def is_in(state: str) -> str:
-        return of_each("secateur_variant_state", f'{VARIANTS}, state="{state}"')
+        return f'secateur_variant_state{{{VARIANTS}, state="{state}"}}'
 
     return rows(
         Face(
@@ -124,32 +127,34 @@ def _sizes() -> table.Panel:
             "A line for each size. Low and high are the 95% interval of the accuracy; lost is what it loses "
             "against the densest size on the same probes. Alone is the memory of the weights if the size "
             "were served by itself. Speed is measured, in steps that held this size alone against steps of "
-            "dense with as many rows.",
+            "dense with as many rows. Of several servers the worst value of each column stands here, "
+            "but the highest high, so that low and high span all intervals, and the sum of their tokens.",
             "none",
             span=24,
             height=7,
         ),
         "variant",
-        Column("Sparsity", of_each("secateur_variant_sparsity_ratio"), "percentunit"),
+        Column("Sparsity", most("secateur_variant_sparsity_ratio"), "percentunit"),
         Column(
             "State",
-            f"{is_in('degraded')} + 2 * {is_in('retiring')}",
+            # Servers may differ: a sum of maxima could be 3.
+            f"max by (variant) ({is_in('retiring')} or 2 * {is_in('degraded')})",
             "none",
-            {0: ("ready", GREEN), 1: ("degraded", RED), 2: ("retiring", YELLOW)},
+            {0: ("ready", GREEN), 1: ("retiring", YELLOW), 2: ("degraded", RED)},
         ),
-        Column("Accuracy", of_each("secateur_probe_accuracy_ratio"), "percentunit"),
-        Column("Low", of_each("secateur_probe_accuracy_lower_ratio"), "percentunit"),
-        Column("High", of_each("secateur_probe_accuracy_upper_ratio"), "percentunit"),
-        Column("Probes", of_each("secateur_probe_items"), "short"),
-        Column("Lost", of_each("secateur_probe_drop_ratio"), "percentunit"),
+        Column("Accuracy", least("secateur_probe_accuracy_ratio"), "percentunit"),
+        Column("Low", least("secateur_probe_accuracy_lower_ratio"), "percentunit"),
+        Column("High", most("secateur_probe_accuracy_upper_ratio"), "percentunit"),
+        Column("Probes", least("secateur_probe_items"), "short"),
+        Column("Lost", most("secateur_probe_drop_ratio"), "percentunit"),
         Column(
             "Tokens",
             f"sum by (variant) (variant:secateur_generation_tokens:rate1m{{{VARIANTS}}})",
             "suffix:tok/s",
         ),
-        Column("Alone", of_each("secateur_variant_standalone_bytes"), "bytes"),
-        Column("FLOPs of dense", of_each("secateur_variant_relative_flops_ratio"), "percentunit"),
-        Column("Speed of dense", of_each("variant:secateur_speed_to_dense:ratio1h"), "suffix:x"),
+        Column("Alone", most("secateur_variant_standalone_bytes"), "bytes"),
+        Column("FLOPs of dense", most("secateur_variant_relative_flops_ratio"), "percentunit"),
+        Column("Speed of dense", least("variant:secateur_speed_to_dense:ratio1h"), "suffix:x"),
     )
 
 

@@ -2,12 +2,17 @@
 
 import json
 import re
+import subprocess
+from collections.abc import Mapping
 from itertools import combinations
+from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
-from deploy.dashboards.queries import DIRECTORY, annotations, filled_in, load, panels, variables
+from deploy.dashboards.queries import DIRECTORY, Shown, annotations, filled_in, load, panels, variables
+from tests.deploy.prometheus import tool
 
 NAMES = ("engine", "overview", "variants")
 
@@ -97,6 +102,90 @@ def test_every_expression_follows_the_variables(name: str) -> None:
         assert all('instance=~"$instance"' in selector for selector in selectors), expr
         values = {name: ["x"] for name in variables(dashboard)}
         assert "$" not in filled_in(expr, values, "1m")
+
+
+def panel_of(name: str, title: str) -> Shown:
+    (found,) = [panel for panel in panels(load(name)) if panel.title == title]
+    return found
+
+
+def evaluated_by_prometheus(
+    directory: Path, series: Mapping[str, float], expected: Mapping[str, Mapping[str, float]]
+) -> None:
+    """Fails where an expression is not, for each variant, what `expected` says."""
+    test = {
+        "interval": "10s",
+        "input_series": [{"series": name, "values": str(value)} for name, value in series.items()],
+        "promql_expr_test": [
+            {
+                "expr": expr,
+                "eval_time": "0s",
+                "exp_samples": [
+                    {"labels": f'{{variant="{name}"}}', "value": value} for name, value in values.items()
+                ],
+            }
+            for expr, values in expected.items()
+        ],
+    }
+    case = directory / "case.yml"
+    case.write_text(yaml.safe_dump({"evaluation_interval": "10s", "tests": [test]}))
+    command = [tool("promtool"), "test", "rules", str(case)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_a_share_of_the_traffic_is_one_of_all_of_it(tmp_path: Path) -> None:
+    """Also where one size alone is chosen; what another server has answered does not count."""
+    rate = 'variant:secateur_requests:rate5m{job="secateur", instance="%s", variant="%s"}'
+    series = {rate % ("a", "m:s0"): 3.0, rate % ("a", "m:s20"): 1.0, rate % ("b", "m:s20"): 6.0}
+    (query,) = panel_of("overview", "Share of the traffic").queries
+    one, both = (
+        filled_in(query.expr, {"instance": ["a"], "variant": chosen}, "1m")
+        for chosen in (["m:s20"], ["m:s0", "m:s20"])
+    )
+    evaluated_by_prometheus(tmp_path, series, {one: {"m:s20": 0.25}, both: {"m:s0": 0.75, "m:s20": 0.25}})
+
+
+def test_a_line_of_the_sizes_is_the_worst_that_a_server_has(tmp_path: Path) -> None:
+    """Two servers; m:s35 is degraded on the one, and retiring on the other."""
+    of_both = {
+        "Accuracy": ("secateur_probe_accuracy_ratio", 0.9, 0.8, 0.8),
+        "Low": ("secateur_probe_accuracy_lower_ratio", 0.85, 0.7, 0.7),
+        "High": ("secateur_probe_accuracy_upper_ratio", 0.95, 0.88, 0.95),
+        "Probes": ("secateur_probe_items", 300.0, 100.0, 100.0),
+        "Lost": ("secateur_probe_drop_ratio", 0.01, 0.11, 0.11),
+        "Speed of dense": ("variant:secateur_speed_to_dense:ratio1h", 1.5, 1.25, 1.25),
+    }
+    names = {"job": "secateur", "variant": "m:s35"}
+
+    def of(metric: str, instance: str, **labels: str) -> str:
+        told = {**names, "instance": instance, **labels}
+        return metric + "{" + ", ".join(f'{name}="{value}"' for name, value in told.items()) + "}"
+
+    series = {}
+    for metric, first, second, _ in of_both.values():
+        series |= {of(metric, "a"): first, of(metric, "b"): second}
+    for state, first, second in (("ready", 0.0, 0.0), ("degraded", 1.0, 0.0), ("retiring", 0.0, 1.0)):
+        series[of("secateur_variant_state", "a", state=state)] = first
+        series[of("secateur_variant_state", "b", state=state)] = second
+    columns = {query.legend: query.expr for query in panel_of("overview", "Sizes").queries}
+    expected = {title: worst for title, (_, _, _, worst) in of_both.items()} | {"State": 2.0}
+    assert expected.keys() <= columns.keys()
+    values = {"instance": ["a", "b"], "variant": ["m:s35"]}
+    evaluated_by_prometheus(
+        tmp_path,
+        series,
+        {filled_in(columns[title], values, "1m"): {"m:s35": value} for title, value in expected.items()},
+    )
+
+
+def test_each_state_of_the_sizes_is_named() -> None:
+    overrides = panel_of("overview", "Sizes").json["fieldConfig"]["overrides"]
+    (mappings,) = [
+        each["value"] for override in overrides for each in override["properties"] if each["id"] == "mappings"
+    ]
+    named = {int(value): shown["text"] for value, shown in mappings[0]["options"].items()}
+    assert named == {0: "ready", 1: "retiring", 2: "degraded"}
 
 
 def test_a_band_lies_between_the_bounds() -> None:
