@@ -11,6 +11,7 @@ import re
 import time
 import uuid
 from collections.abc import Callable, Sequence
+from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import Response
@@ -90,7 +91,11 @@ class ApiKeyMiddleware:
 
 
 class AdminMiddleware:
-    """Asks for `key` on /admin. Without a key only peers on the loopback interface may enter."""
+    """Asks for `key` on /admin. Without one loopback peers alone enter, who ask for an address or localhost.
+
+    The page of another site may make its own name mean 127.0.0.1 (DNS rebinding). The browser on this machine
+    then takes the server for that site's, and sends what the page wants; the name in Host gives it away.
+    """
 
     def __init__(self, app: ASGIApp, key: str | None) -> None:
         self._app = app
@@ -104,6 +109,12 @@ class AdminMiddleware:
                 raise PermissionDeniedError(
                     "no admin key is configured, so /admin answers to loopback peers alone: set admin_key "
                     "(SECATEUR_ADMIN_KEY) and send it as a bearer token"
+                )
+            elif (host := Headers(scope=scope).get("host")) is not None and not _is_no_name(host):
+                raise PermissionDeniedError(
+                    f"no admin key is configured, so /admin does not answer by the name {host!r}, which any "
+                    "site could have: ask for localhost or 127.0.0.1, or set admin_key (SECATEUR_ADMIN_KEY) "
+                    "and send it as a bearer token"
                 )
         await self._app(scope, receive, send)
 
@@ -165,3 +176,14 @@ def _is_loopback(scope: Scope) -> bool:
         return False
     mapped = getattr(address, "ipv4_mapped", None)
     return (mapped or address).is_loopback
+
+
+def _is_no_name(host: str) -> bool:
+    """Whether a Host header needs no DNS: an address or localhost, with a port or without."""
+    try:
+        name = urlsplit(f"//{host}").hostname or ""
+        if name != "localhost":
+            ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True

@@ -108,7 +108,9 @@ class HttpSettings(BaseSettings):
     api_keys: Annotated[tuple[Key, ...], NoDecode, BeforeValidator(some_keys)] = Field(
         (), description="bearer keys for /v1 and /tokenize; none: open to all"
     )
-    admin_key: Key | None = Field(None, description="bearer key for /admin; none: loopback peers alone")
+    admin_key: Key | None = Field(
+        None, description="bearer key for /admin; none: loopback peers alone, at localhost or an address"
+    )
     console: bool = Field(True, description="the web page at /")
     traces: bool = Field(
         False, description="OpenTelemetry spans of requests; the OTEL_* variables say where they go"

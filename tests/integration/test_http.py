@@ -207,6 +207,15 @@ def test_keys_guard_a_real_server(tiny: Tiny) -> None:
         assert client.post("/admin/variants", json=body, headers=root).status_code == 201
 
 
+def test_admin_without_a_key_is_closed_to_a_name_that_means_this_machine(client: httpx.Client) -> None:
+    rebound = {"host": "site.example:8000"}
+    response = client.get("/admin/probes/run", headers=rebound)
+    assert refusal(response) == (403, "permission_denied", None)
+    assert "site.example:8000" in response.json()["error"]["message"]
+    assert client.get("/v1/models", headers=rebound).status_code == 200
+    assert client.get("/admin/probes/run").status_code == 409  # nothing is judged here
+
+
 def test_a_fault_of_our_own_is_an_envelope_without_details(
     tiny: Tiny, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -84,6 +84,27 @@ def test_without_an_admin_key_others_are_told_how_to_enter(client: Any) -> None:
         call(AdminMiddleware(reading_app, None), path="/admin/variants", client=client)
 
 
+@pytest.mark.parametrize(
+    "host", ["localhost", "LocalHost:8000", "127.0.0.1:8000", "[::1]:8000", "192.168.1.7:8000", "[fe80::1]"]
+)
+def test_without_an_admin_key_an_address_or_localhost_may_be_asked_for(host: str) -> None:
+    headers = [(b"host", host.encode())]
+    assert call(AdminMiddleware(reading_app, None), path="/admin/variants", headers=headers)
+
+
+@pytest.mark.parametrize(
+    "host", ["site.example", "site.example:8000", "localhost.site.example", "127.0.0.1.site.example", "[", ""]
+)
+def test_without_an_admin_key_no_site_enters_by_a_name_that_means_this_machine(host: str) -> None:
+    """DNS rebinding: the browser takes this server for the site's own, and is a loopback peer."""
+    headers = [(b"host", host.encode())]
+    with pytest.raises(PermissionDeniedError, match="SECATEUR_ADMIN_KEY"):
+        call(AdminMiddleware(reading_app, None), path="/admin/variants", headers=headers)
+    assert call(AdminMiddleware(reading_app, None), path="/v1/models", headers=headers)
+    with_key = [*headers, *bearer("root")]
+    assert call(AdminMiddleware(reading_app, "root"), path="/admin/variants", headers=with_key)
+
+
 def test_with_an_admin_key_it_alone_counts() -> None:
     app = AdminMiddleware(reading_app, "root")
     assert call(app, path="/admin/variants", client=("10.0.0.1", 1), headers=bearer("root"))
