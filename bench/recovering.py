@@ -82,7 +82,7 @@ def main() -> None:
         f"{processor_seconds:.1f} s of processor time ({seconds:.1f} s on the clock, "
         f"{arguments.threads} threads); {_peak_gib():.2f} GiB at the peak, {loaded:.2f} until loaded"
     )
-    made_for = DeltaProvenance(checkpoint.name, "", "", arguments.sparsity, widths, "none", {}, "")
+    made_for = DeltaProvenance(checkpoint.name, "", "", "", arguments.sparsity, widths, "none", {}, "")
     delta = Delta(made_for, network.layers(0))
     outputs = [architecture.head_dim * heads for heads in (architecture.num_heads, architecture.num_kv_heads)]
     packed = pack_delta(load_library(), delta, (outputs[0], outputs[1], outputs[1]))

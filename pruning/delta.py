@@ -13,19 +13,19 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
 from pruning.checkpoints.fingerprints import SHOWN_DIGITS
 from pruning.errors import DeltaError, ForeignDeltaError
 from pruning.files import write_atomically
+from pruning.headed_tensors import DamagedFileError, read_headed
 
 Projection = Literal["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 Setting = str | int | float
 
 PROJECTIONS: tuple[Projection, ...] = get_args(Projection)
-FORMAT = 1
+FORMAT = 2
 METADATA_KEY = "secateur_delta"
 
 
@@ -62,6 +62,7 @@ class DeltaProvenance:
     Attributes:
         model_name: for people; the digests decide.
         model: fingerprint of the checkpoint.
+        task: whose prompts it was made of.
         ranking: digest of the order that the neurons are numbered in.
         sparsity: of the variant, as it was asked for.
         widths: neurons that the variant keeps, one number a layer.
@@ -72,6 +73,7 @@ class DeltaProvenance:
 
     model_name: str
     model: str
+    task: str
     ranking: str
     sparsity: float
     widths: tuple[int, ...]
@@ -166,18 +168,18 @@ def load_delta(path: Path) -> Delta:
         DeltaError: there is no such file, it is of another format, or not one bit is as it was written.
     """
     try:
-        with safe_open(path, framework="pt", device="cpu") as file:
-            header = json.loads((file.metadata() or {})[METADATA_KEY])
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        header, tensors = read_headed(path, METADATA_KEY)
     except FileNotFoundError as error:
         raise DeltaError(f"there is no delta {path}; `secateur compensate --out {path}` makes one") from error
-    except (OSError, SafetensorError, KeyError, ValueError) as error:
-        raise DeltaError(f"{path} is damaged or no delta ({error!r}); make it again") from error
+    except DamagedFileError as error:
+        raise DeltaError(f"{path} is damaged or no delta ({error}); make it again") from error
     if header.get("format") != FORMAT:
-        raise DeltaError(f"{path} has format {header.get('format')}; this version reads {FORMAT}")
+        raise DeltaError(
+            f"{path} has format {header.get('format')}; this version reads {FORMAT}: make it again"
+        )
     try:
         delta = _assemble(header, tensors)
-    except (KeyError, TypeError, ValueError) as error:
+    except (LookupError, TypeError, ValueError) as error:
         raise DeltaError(f"{path} lacks a part of a delta ({error!r}); make it again") from error
     if delta.digest != header.get("digest"):
         raise DeltaError(f"{path} is damaged: its content does not match its digest; make it again")

@@ -65,10 +65,15 @@ def build_app(
     probing: Probing | ProbesOff,
     shadow: ShadowScorer,
     live: LiveSource,
+    task: str,
     max_model_len: int,
     tracing: "Tracing | None",
 ) -> FastAPI:
-    """The ASGI application. Its lifespan starts and stops the engine, and what runs on it by itself."""
+    """The ASGI application. Its lifespan starts and stops the engine, and what runs on it by itself.
+
+    Args:
+        task: that variants are to be judged by, whether or not they can be.
+    """
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -107,7 +112,7 @@ def build_app(
     app.include_router(variants_router(registry, probing, shadow))
     app.include_router(live_router(live))
     app.include_router(tokenize_router(tokenizer, max_model_len))
-    app.include_router(admin_router(registry, metrics.declare, probing, shadow))
+    app.include_router(admin_router(registry, task, metrics.declare, probing, shadow))
     app.include_router(operations_router(engine, generations, metrics))
     if settings.console:
         app.include_router(console_router())

@@ -94,7 +94,7 @@ def load_variants(
         ModelError, EngineConfigError: the checkpoint is damaged, or too much was asked of it.
         DeltaError: a delta cannot be read, or is of another model, ranking or width.
     """
-    deltas = [read_delta(path) for path in settings.deltas]
+    deltas = [read_delta(path, settings.task) for path in settings.deltas]
     engine, builder = load_sizes(
         checkpoint,
         ranking,
@@ -206,6 +206,7 @@ def assemble(
         probing=probing,
         shadow=shadow,
         live=LiveSource(engine, generations, metrics, probing),
+        task=settings.task,
         max_model_len=engine.config.max_model_len,
         tracing=tracing,
     )

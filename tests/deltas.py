@@ -47,6 +47,7 @@ def random_delta(
     provenance = DeltaProvenance(
         model_name=checkpoint.name,
         model=checkpoint.fingerprint,
+        task="counting",
         ranking=ranking.digest,
         sparsity=sparsity,
         widths=tuple(widths),

@@ -13,6 +13,8 @@ from copy import deepcopy
 from dataclasses import asdict, dataclass, fields
 from itertools import islice
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -69,7 +71,6 @@ def main() -> None:
     settings = Settings(**{field.name: getattr(arguments, field.name) for field in fields(Settings)})
     torch.set_num_threads(settings.threads)
     torch.manual_seed(settings.seed)
-    output.mkdir(parents=True, exist_ok=True)
     if initial is None:
         texts = (
             f"system\nuser\n{prompt}\nassistant\n{answer}"
@@ -82,11 +83,9 @@ def main() -> None:
         tokenizer = PreTrainedTokenizerFast.from_pretrained(initial)
         model = Qwen2ForCausalLM.from_pretrained(initial, dtype=torch.float32)
         earlier = json.loads((initial / TRAINING_FILE).read_text())["runs"]
-    tokenizer.save_pretrained(output)
     for progress in train(model, tokenizer, settings):
-        save(model, tokenizer, output)
         run = {"settings": asdict(settings), "progress": asdict(progress), "torch": torch.__version__}
-        (output / TRAINING_FILE).write_text(json.dumps({"runs": [*earlier, run]}, indent=2) + "\n")
+        save(model, tokenizer, {"runs": [*earlier, run]}, output)
 
 
 def build_model(tokenizer: PreTrainedTokenizerFast) -> Qwen2ForCausalLM:
@@ -177,13 +176,21 @@ def losses(model: Qwen2ForCausalLM, batch: Batch) -> tuple[Tensor, Tensor]:
     return answer_loss, prompt_loss
 
 
-def save(model: Qwen2ForCausalLM, tokenizer: PreTrainedTokenizerFast, output: Path) -> None:
-    """Writes the checkpoint in bfloat16."""
+def save(
+    model: Qwen2ForCausalLM, tokenizer: PreTrainedTokenizerFast, training: dict[str, Any], output: Path
+) -> None:
+    """Puts the checkpoint, in bfloat16, into `output` once it is whole: what is there may be served."""
     copy = deepcopy(model).bfloat16()
     copy.generation_config = GenerationConfig(  # type: ignore[no-untyped-call]
         do_sample=False, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id
     )
-    copy.save_pretrained(output)
+    output.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(dir=output.parent, prefix=f".{output.name}.") as work:
+        copy.save_pretrained(work)
+        tokenizer.save_pretrained(work)
+        (Path(work) / TRAINING_FILE).write_text(json.dumps(training, indent=2) + "\n")
+        for file in Path(work).iterdir():
+            file.replace(output / file.name)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -9,20 +9,10 @@ from typing import cast
 
 from transformers import PreTrainedTokenizerBase
 
-HELD_OUT_OF = 10
 # What chat templates that ask for the date (Llama 3's does) are told where something is measured: else
 # prompts, answers, and all that is kept for them would be other ones every day.
 MEASUREMENT_DATE = datetime(2026, 1, 1)
 _CLOCK = re.compile(r"""strftime_now\(\s*(["'])(.*?)\1\s*\)""")
-
-
-def held_out(place: int) -> bool:
-    """Whether the answer at that place is to tell how good what was made of the others is: one in ten.
-
-    Compensation and recovery hold out the same ones of the same prompts, so that a delta that one makes and
-    the other goes on from is judged on answers that neither has seen.
-    """
-    return place % HELD_OUT_OF == 0
 
 
 @dataclass(frozen=True)

@@ -12,13 +12,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
 from pruning.checkpoints.fingerprints import SHOWN_DIGITS
 from pruning.errors import ProfileError, StaleProfileError
 from pruning.files import write_atomically
+from pruning.headed_tensors import DamagedFileError, read_headed
 
 FORMAT = 2
 READABLE_FORMATS = (1, 2)  # the first lacks target_per_answer and taylor_abs_sum
@@ -189,15 +189,13 @@ def load(path: Path) -> SelectivityProfile:
     """
     remedy = f"rebuild it with: {_rebuild('MODEL', 'TASK')}"
     try:
-        with safe_open(path, framework="pt", device="cpu") as file:
-            header = json.loads((file.metadata() or {})[METADATA_KEY])
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        header, tensors = read_headed(path, METADATA_KEY)
     except FileNotFoundError as error:
         raise ProfileError(
             f"there is no profile {path}; build it with: {_rebuild('MODEL', 'TASK')}"
         ) from error
-    except (OSError, SafetensorError, KeyError, ValueError) as error:
-        raise ProfileError(f"{path} is damaged or no profile ({error!r}); {remedy}") from error
+    except DamagedFileError as error:
+        raise ProfileError(f"{path} is damaged or no profile ({error}); {remedy}") from error
     if header.get("format") not in READABLE_FORMATS:
         formats = " and ".join(map(str, READABLE_FORMATS))
         raise ProfileError(

@@ -34,7 +34,10 @@ from pruning.garbage import no_garbage_collection
 __all__ = ["Checkpoint", "TensorReader", "default_cache_dir", "open_checkpoint"]
 
 CONFIG_FILE = "config.json"
-HUB_FILES = ["*.safetensors", "*.json", "*.jinja", "tokenizer.model", "merges.txt"]
+HUB_FILES = [
+    *("*.safetensors", "*.json", "*.jinja", "tokenizer.model", "merges.txt"),
+    *(f"{name}{suffix}" for name in ("LICENSE", "NOTICE") for suffix in ("", ".md", ".txt")),
+]
 # Second copies of the weights in other layouts: Mistral's own format, and subdirectories.
 HUB_FILES_LEFT = ["consolidated*", "*/*"]
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")

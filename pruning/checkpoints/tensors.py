@@ -81,7 +81,7 @@ def open_tensors(path: Path) -> Iterator[TensorReader]:
     """Opens every shard of the checkpoint in directory `path`.
 
     Raises:
-        ModelError: no safetensors, a missing or damaged shard, or a tensor that is not in its shard.
+        ModelError: no safetensors, or a missing or damaged shard.
     """
     with ExitStack() as stack:
         yield TensorReader(path, {file.name: stack.enter_context(_open(file)) for file in shard_files(path)})

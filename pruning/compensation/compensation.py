@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from pruning.calibration.answers import HELD_OUT_OF, Answers, held_out, prompt_token_ids
-from pruning.calibration.batches import in_batches, pad_batch, with_answers
+from pruning.calibration.answers import Answers, prompt_token_ids
+from pruning.calibration.batches import TokenSequence, in_batches, pad_batch, with_answers
 from pruning.calibration.calibration import CalibrationData, check_lengths, load_network
 from pruning.calibration.layerwise import LayerwiseModel
 from pruning.calibration.memory import FLOAT32_BYTES, logits_bytes, spare_bytes, weight_bytes
@@ -25,6 +25,7 @@ from pruning.compensation.streams import StreamStore
 from pruning.compensation.unfinished import load_unfinished
 from pruning.delta import Delta, DeltaProvenance, Setting
 from pruning.errors import DeltaError
+from pruning.held_out import held_out, part
 from pruning.ranking.ranking import Ranking
 from pruning.slicing import check_fit
 
@@ -35,8 +36,7 @@ METHOD = "compensation"
 STREAMS_DIRECTORY = "streams"
 BATCH_TOKENS = 2048
 BATCH_ROWS = 64
-# Places of ten: these choose the ridge, the one held out is reported on, the others are fitted.
-JUDGED = (1, 2)
+JUDGED = (1, 2)  # parts of the prompts that choose the ridge; the one held out is reported on
 
 
 @dataclass(frozen=True)
@@ -61,6 +61,7 @@ def compensate(
     ranking: Ranking,
     widths: Sequence[int],
     sparsity: float,
+    task_name: str,
     data: CalibrationData,
     answers: Answers,
     settings: CompensationSettings,
@@ -82,6 +83,7 @@ def compensate(
 
     Args:
         sparsity: that `widths` follow from, as it was asked for.
+        task_name: whose prompts they are.
         answers: the dense model's, to `data.target`.
         work: a directory for the layers fitted so far and streams for which there is no memory.
             With it an interrupted fit goes on where it was. The caller removes it.
@@ -94,10 +96,11 @@ def compensate(
     """
     architecture = checkpoint.architecture
     check_fit(ranking, widths, architecture.num_layers, architecture.intermediate_size)
-    _check(settings.rank, widths, architecture.hidden_size, len(data.target))
+    _check_rank(settings.rank, widths, architecture.hidden_size)
     provenance = DeltaProvenance(
         model_name=checkpoint.name,
         model=checkpoint.fingerprint,
+        task=task_name,
         ranking=ranking.digest,
         sparsity=sparsity,
         widths=tuple(widths),
@@ -116,8 +119,9 @@ def compensate(
     tokenizer = checkpoint.tokenizer()
     prompts = [prompt_token_ids(tokenizer, prompt) for prompt in data.target]
     check_lengths(checkpoint, prompts, data.max_new_tokens)
+    dealt = _roles(with_answers(prompts, answers.token_ids))
     model = load_network(checkpoint, torch.device(settings.device), settings.dtype)
-    batches = _dealt(prompts, answers.token_ids, model.device)
+    batches = _dealt(dealt, model.device)
     store = StreamStore(
         work / STREAMS_DIRECTORY, _memory_for_streams(model, batches, widths, settings), model.device
     )
@@ -134,36 +138,37 @@ def compensate(
     return Delta(replace(provenance, settings=found), fit.layers)
 
 
-def _dealt(
-    prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]], device: torch.device
-) -> list[RoleBatch]:
+def _roles(sequences: Sequence[TokenSequence]) -> dict[Role, list[TokenSequence]]:
+    """What each is for. Raises DeltaError where there is none for one of the three."""
+    roles: dict[Role, list[TokenSequence]] = {"fitted": [], "judged": [], "reported": []}
+    for sequence in sequences:
+        roles[_role(sequence.prompt)].append(sequence)
+    if not all(roles.values()):
+        raise DeltaError(
+            f"{len(sequences)} prompts are too few: what each says decides if it is fitted, or held out to "
+            f"choose by or to report on, and {', '.join(role for role in roles if not roles[role])} is none: "
+            "give more (--num-prompts)"
+        )
+    return roles
+
+
+def _role(prompt: Sequence[int]) -> Role:
+    return "reported" if held_out(prompt) else "judged" if part(prompt) in JUDGED else "fitted"
+
+
+def _dealt(roles: dict[Role, list[TokenSequence]], device: torch.device) -> list[RoleBatch]:
     """Batches of sequences of like length, each of one role."""
-    sequences = with_answers(prompts, answers)
-    roles: list[Role] = ["fitted", "judged", "reported"]
     return [
         RoleBatch(role, pad_batch(group, device))
-        for role in roles
-        for group in in_batches(
-            [sequence for index, sequence in enumerate(sequences) if _role(index) == role],
-            BATCH_TOKENS,
-            BATCH_ROWS,
-        )
+        for role, sequences in roles.items()
+        for group in in_batches(sequences, BATCH_TOKENS, BATCH_ROWS)
     ]
 
 
-def _role(index: int) -> Role:
-    return "reported" if held_out(index) else "judged" if index % HELD_OUT_OF in JUDGED else "fitted"
-
-
-def _check(rank: int, widths: Sequence[int], hidden: int, num_prompts: int) -> None:
+def _check_rank(rank: int, widths: Sequence[int], hidden: int) -> None:
     most = min(hidden, *widths)
     if not 1 <= rank <= most:
         raise DeltaError(f"the rank is {rank}; matrices of this variant have ranks from 1 to {most}")
-    if num_prompts < HELD_OUT_OF:
-        raise DeltaError(
-            f"there are {num_prompts} prompts; at least {HELD_OUT_OF} are needed, for some are held out to "
-            "choose by and to report on: give more (--num-prompts)"
-        )
 
 
 def _memory_for_streams(

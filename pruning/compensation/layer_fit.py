@@ -22,6 +22,7 @@ from pruning.compensation.least_squares import SecondMoments, choose_ridge, low_
 from pruning.compensation.streams import Streams, StreamStore
 from pruning.compensation.unfinished import Layer, UnfinishedFit
 from pruning.delta import LowRank
+from pruning.errors import DeltaError
 from pruning.ranking.ranking import Ranking
 
 logger = logging.getLogger(__name__)
@@ -190,6 +191,11 @@ class LayerFit:
         return cast("Tensor", (1 - PULL) * self._model.mlps[layer](x) + PULL * (dense - corrected))
 
     def _solve(self, layer: int, moments: _Moments) -> LowRank | None:
+        if not moments.fitted.are_finite:
+            raise DeltaError(
+                f"what layer {layer} of {len(self._widths)} computes is not finite in this precision: fit in "
+                "bfloat16 or float32 (--dtype)"
+            )
         choice = choose_ridge(moments.fitted, moments.judged, RIDGES, self._rank)
         logger.info(
             "layer %d of %d, %d neurons: ridge %s leaves %.3f of the squared error",

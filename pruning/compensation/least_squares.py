@@ -3,6 +3,7 @@
 Knows neither models nor files. h, the predictor, is [tokens, in]; r, what is to be predicted, [tokens, out].
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -35,6 +36,11 @@ class SecondMoments:
             self.cross.addmm_(scaled_r.T, scaled_h)
         self.squares += float(scaled_r.square().sum(dtype=torch.float64))
 
+    @property
+    def are_finite(self) -> bool:
+        """Whether no number overflowed on the way, or was none."""
+        return math.isfinite(self.squares + float(self.inputs.sum() + self.cross.sum()))
+
     def merge(self, other: "SecondMoments") -> None:
         """Adds the sums of `other`."""
         self.inputs += other.inputs
@@ -63,7 +69,9 @@ def _products_of(dtype: torch.dtype) -> Iterator[None]:
 def working_bytes(inputs: int, outputs: int) -> int:
     """Memory that two sets of moments and a fit take together."""
     moments = 4 * inputs * (inputs + outputs)
-    return 2 * moments + 8 * 2 * inputs * (inputs + outputs)
+    # In float64: the system and its factor, or the factor and a copy; r hᵀ and D, each twice; and of
+    # [out, out] what is decomposed, its half, the eigenvectors and their workspace.
+    return 2 * moments + 8 * (2 * inputs**2 + 4 * inputs * outputs + 6 * outputs**2)
 
 
 def low_rank_ridge(moments: SecondMoments, ridge: float, rank: int) -> LowRank:
@@ -80,7 +88,9 @@ def low_rank_ridge(moments: SecondMoments, ridge: float, rank: int) -> LowRank:
     system = moments.inputs.double()  # [in, in]
     system.diagonal().add_(ridge * float(system.diagonal().mean()))
     cross = moments.cross.double()
-    full = torch.cholesky_solve(cross.T, torch.linalg.cholesky(system)).T  # [out, in]
+    factor = torch.linalg.cholesky(system)
+    del system  # the solution copies its factor
+    full = torch.cholesky_solve(cross.T, factor).T  # [out, in]
     explained = full @ cross.T  # [out, out], symmetric but for rounding
     leading = torch.linalg.eigh((explained + explained.T) / 2).eigenvectors[:, -rank:]
     return LowRank((leading.T @ full).float(), leading.float().contiguous())

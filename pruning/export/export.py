@@ -165,12 +165,20 @@ class _Variant:
 
 @contextmanager
 def _appearing_whole(out: Path, num_bytes: int) -> Iterator[Path]:
-    """A directory to write to, which becomes `out` at the end, or is gone if it does not come to that."""
-    work = out.with_name(f".{out.name}.{uuid4().hex}")
+    """A directory to write to, whose files are in `out` at the end, or gone if it does not come to that.
+
+    Within `out` where that is there already: it may be a volume, whose parent is another disk.
+    """
+    name = f".{out.name}.{uuid4().hex}"
+    work = out / name if out.exists() else out.with_name(name)
     try:
         work.mkdir(parents=True)
         yield work
-        work.replace(out)
+        if work.parent == out:
+            for file in sorted(work.iterdir(), key=lambda file: file.name == CONFIG_FILE):  # that one last
+                file.replace(out / file.name)
+        else:
+            work.replace(out)
     except OSError as error:
         raise ExportError(
             f"cannot write the checkpoint {out} ({num_bytes:,} bytes of weights): {error}; "

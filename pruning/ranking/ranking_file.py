@@ -5,13 +5,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from pruning.calibration.profile import Provenance
 from pruning.checkpoints.fingerprints import SHOWN_DIGITS
 from pruning.errors import RankingError
 from pruning.files import write_atomically
+from pruning.headed_tensors import DamagedFileError, read_headed
 from pruning.ranking.ranking import Ranking, from_positions
 from pruning.ranking.widths import Allocation
 
@@ -75,25 +75,25 @@ def load_ranking(path: Path) -> SavedRanking:
     """
     remedy = "make one with: secateur rank"
     try:
-        with safe_open(path, framework="pt", device="cpu") as file:
-            header = json.loads((file.metadata() or {})[METADATA_KEY])
-            if header["format"] != FORMAT:
-                raise RankingError(
-                    f"{path} has format {header['format']}; this version reads {FORMAT}; {remedy}"
-                )
-            ranking = from_positions(
-                file.get_tensor("position"), score=header["score"], profile_digest=header["profile_digest"]
-            )
+        header, tensors = read_headed(path, METADATA_KEY)
+    except FileNotFoundError as error:
+        raise RankingError(f"there is no ranking {path}; {remedy}") from error
+    except DamagedFileError as error:
+        raise RankingError(f"{path} is damaged or no ranking ({error}); {remedy}") from error
+    if header.get("format") != FORMAT:
+        raise RankingError(f"{path} has format {header.get('format')}; this version reads {FORMAT}; {remedy}")
+    try:
+        ranking = from_positions(
+            tensors["position"], score=header["score"], profile_digest=header["profile_digest"]
+        )
         saved = SavedRanking(
             ranking,
             header["allocation"],
             tuple(header["measured_at"]),
             Provenance(**header["provenance"]),
         )
-    except FileNotFoundError as error:
-        raise RankingError(f"there is no ranking {path}; {remedy}") from error
-    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
-        raise RankingError(f"{path} is damaged or no ranking ({error!r}); {remedy}") from error
-    if ranking.digest != header["digest"]:
+    except (LookupError, TypeError, ValueError) as error:
+        raise RankingError(f"{path} lacks a part of a ranking ({error!r}); {remedy}") from error
+    if ranking.digest != header.get("digest"):
         raise RankingError(f"{path} is damaged: its content does not match its digest; {remedy}")
     return saved

@@ -44,9 +44,10 @@ def taylor2(profile: SelectivityProfile) -> Tensor:
     """E[(h ∂L/∂h)²] over all tokens of the target sequences.
 
     L is the negative log-likelihood of the dense model's own answer. Leaving a neuron out changes L by
-    -h ∂L/∂h to first order; the mean square of that is, up to a factor, the divergence from the dense
-    model to second order (Fisher information), in nats, and so means the same in every layer. The
-    criterion of Molchanov et al., 2019 (arXiv 1906.10771), on activations in place of weights.
+    -h ∂L/∂h to first order. Were the answers drawn from the model, the mean square of that would be, up to a
+    factor, the divergence from the dense model to second order (Fisher information); they are greedy ones,
+    which makes it an empirical Fisher and small where the model is sure. It means the same in every layer.
+    The criterion of Molchanov et al., 2019 (arXiv 1906.10771), on activations in place of weights.
     """
     tokens = profile.target_prompt.tokens + profile.target_answer.tokens
     _require(tokens, "tokens of target sequences", profile)

@@ -13,13 +13,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
 from pruning.calibration.calibration import Calibration
 from pruning.errors import RankingError
 from pruning.files import write_atomically
+from pruning.headed_tensors import DamagedFileError, read_headed
 from pruning.ranking.divergence import DenseReference
 from pruning.ranking.masking import keeping
 from pruning.ranking.ranking import from_positions
@@ -102,13 +102,11 @@ def load_steps(path: Path, key: str) -> StepsSoFar | None:
         return None
     way_out = "measure from the beginning with --force, or name another --out"
     try:
-        with safe_open(path, framework="pt", device="cpu") as file:
-            header = json.loads((file.metadata() or {})[METADATA_KEY])
-            position = file.get_tensor("position")
-        so_far = StepsSoFar(header["done"], position, header["profile_digest"])
-    except (OSError, SafetensorError, KeyError, ValueError) as error:
-        raise RankingError(f"{path} is damaged ({error!r}); {way_out}") from error
-    if header["key"] != key:
+        header, tensors = read_headed(path, METADATA_KEY)
+        so_far = StepsSoFar(header["done"], tensors["position"], header["profile_digest"])
+    except (DamagedFileError, KeyError) as error:
+        raise RankingError(f"{path} is damaged ({error}); {way_out}") from error
+    if header.get("key") != key:
         raise RankingError(f"{path} holds measurements of another model, data or settings; {way_out}")
     return so_far
 

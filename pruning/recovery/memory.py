@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from pruning.checkpoints.checkpoint import Checkpoint
-from pruning.errors import DeltaError
+from pruning.errors import MemoryBoundError
 from pruning.recovery.loss import LOGIT_ROWS
 
 logger = logging.getLogger(__name__)
@@ -45,18 +45,20 @@ class TrainingMemory:
         start_parameters: int = 0,
         dtype: torch.dtype,
     ) -> "TrainingMemory":
-        hidden = checkpoint.architecture.hidden_size
+        architecture = checkpoint.architecture
+        hidden = architecture.hidden_size
+        queries = architecture.num_heads * architecture.head_dim
+        keys = architecture.num_kv_heads * architecture.head_dim
         with checkpoint.open_tensors() as reader:
             numbers = sum(torch.Size(reader.shape(name)).numel() for name in reader.names)
-        # Four maps of attention, of hidden_size at most on both sides; three of the MLP, the width on one.
-        matrices = sum(rank * (4 * (hidden + hidden) + 3 * (hidden + width)) for width in widths)
-        # Each A keeps its input in float32 (six of hidden_size, one of the width); norms, products and
-        # nonlinearities keep theirs, and attention the mask that tells packed sequences apart.
+        # Four maps of attention, to and from the heads; three of the MLP, the width on one side.
+        attention = 2 * (hidden + queries) + 2 * (hidden + keys)
+        matrices = sum(rank * (attention + 3 * (hidden + width)) for width in widths)
+        # Each A keeps its input in float32 (five of hidden_size, one of the heads', one of the width); norms,
+        # products and nonlinearities keep theirs, and attention the mask that tells packed sequences apart.
+        around = hidden * (5 * 4 + 8 * dtype.itemsize) + queries * (4 + 4 * dtype.itemsize)
         mask = row_tokens**2 * dtype.itemsize
-        layers = [
-            mask + row_tokens * (hidden * (6 * 4 + 12 * dtype.itemsize) + width * (4 + 5 * dtype.itemsize))
-            for width in widths
-        ]
+        layers = [mask + row_tokens * (around + width * (4 + 5 * dtype.itemsize)) for width in widths]
         return cls(
             weights=numbers * dtype.itemsize,
             matrices=ADAM_COPIES * 4 * matrices + start_parameters * dtype.itemsize,
@@ -69,14 +71,14 @@ class TrainingMemory:
         """Whether to compute activations again: as asked, else only where there is no room for them.
 
         Raises:
-            DeltaError: more than `max_bytes` would be needed.
+            MemoryBoundError: more than `max_bytes` would be needed.
         """
         fixed = self.weights + self.matrices + self.logits
         recompute = fixed + self.activations > max_bytes if asked is None else asked
         activations = self.recomputed if recompute else self.activations
         if fixed + activations > max_bytes:
             way_out = "lower --row-tokens" if recompute else "set --recompute on"
-            raise DeltaError(
+            raise MemoryBoundError(
                 f"the training would take {(fixed + activations) / GIB:.2f} GiB: weights "
                 f"{self.weights / GIB:.2f}, matrices and their optimizer {self.matrices / GIB:.2f}, logits "
                 f"{self.logits / GIB:.2f}, activations {activations / GIB:.2f}; --max-memory allows "

@@ -10,12 +10,12 @@ from math import log
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
 from pruning.errors import DeltaError
 from pruning.files import write_atomically
+from pruning.headed_tensors import DamagedFileError, read_headed
 
 METADATA_KEY = "secateur_recovery"
 
@@ -103,12 +103,10 @@ class ProgressFile:
         if not self.path.exists():
             return None
         try:
-            with safe_open(self.path, framework="pt", device="cpu") as file:
-                header: dict[str, Any] = json.loads((file.metadata() or {})[METADATA_KEY])
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        except (OSError, SafetensorError, KeyError, ValueError) as error:
-            raise DeltaError(f"{self.path} is damaged ({error!r}); remove it to begin anew") from error
-        if header["key"] != self.key:
+            header, tensors = read_headed(self.path, METADATA_KEY)
+        except DamagedFileError as error:
+            raise DeltaError(f"{self.path} is damaged ({error}); remove it to begin anew") from error
+        if header.get("key") != self.key:
             raise DeltaError(
                 f"{self.path} is of an unfinished training with other settings, or of another model: remove "
                 "it to begin anew, or run with those settings to go on"

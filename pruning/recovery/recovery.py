@@ -15,12 +15,13 @@ from typing import Any
 
 import torch
 
-from pruning.calibration.answers import Answers, held_out, prompt_token_ids
+from pruning.calibration.answers import Answers, prompt_token_ids
 from pruning.calibration.batches import TokenSequence, with_answers
 from pruning.calibration.calibration import load_network
 from pruning.checkpoints.checkpoint import Checkpoint
 from pruning.delta import Delta, DeltaProvenance, Setting
 from pruning.errors import DeltaError, NothingGainedError
+from pruning.held_out import held_out
 from pruning.ranking.ranking import Ranking
 from pruning.recovery.dense import DenseSource, TaughtSequence, dense_sequences
 from pruning.recovery.memory import TrainingMemory
@@ -50,12 +51,14 @@ class RecoveryData:
     """What is trained on.
 
     Attributes:
+        task: whose prompts they are.
         prompts: user messages.
         answers: the dense model's; those that did not end are left out.
         top: likeliest tokens of the dense model that are kept at each place.
         directory: where these are kept, for later recoveries as well.
     """
 
+    task: str
     prompts: tuple[str, ...]
     answers: Answers
     top: int
@@ -132,8 +135,9 @@ def recover(
         progress: shows bars with the time left, on stderr.
 
     Raises:
-        DeltaError: too few answers, more memory needed than allowed, a start of another variant or seed, a
-            loss that is not finite, or progress that cannot be kept or is of another run.
+        DeltaError: too few answers, a start of another variant, a loss that is not finite, or progress that
+            cannot be kept or is of another run.
+        MemoryBoundError: more is needed than allowed.
         NothingGainedError: held-out answers were never nearer to the dense model than at the start.
         ModelError, ProfileError: the checkpoint is damaged; a prompt does not fit; ranking or widths do not.
     """
@@ -142,12 +146,6 @@ def recover(
         check_fit(ranking, variant.widths, architecture.num_layers, architecture.intermediate_size)
     for start, variant in zip(starts, variants, strict=bool(starts)):
         start.check(model=checkpoint.fingerprint, ranking=ranking.digest, widths=variant.widths)
-        drawn_with = start.provenance.settings.get("seed", settings.training.seed)
-        if drawn_with != settings.training.seed:
-            raise DeltaError(
-                f"the delta to start from was fitted on prompts drawn with seed {drawn_with}, and knows some "
-                f"that seed {settings.training.seed} holds out to judge by: use --seed {drawn_with}"
-            )
     memory = partial(
         TrainingMemory.of,
         *(checkpoint, variants[0].widths, settings.adapter.rank),
@@ -159,13 +157,13 @@ def recover(
     tokenizer = checkpoint.tokenizer()
     prompts = [prompt_token_ids(tokenizer, prompt) for prompt in data.prompts]
     ended = _ended(with_answers(prompts, data.answers.token_ids), checkpoint.eos_token_ids)
-    source = DenseSource(checkpoint, settings.dtype, tuple(ended.values()), _top(checkpoint, data.top))
+    source = DenseSource(checkpoint, settings.dtype, tuple(ended), _top(checkpoint, data.top))
     facts = _facts(checkpoint, ranking, variants, source, settings, processes, starts)
     key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
     model = load_network(checkpoint, processes.device, settings.dtype)
     taught = dense_sequences(model, source, data.directory, processes, progress=progress)
-    training, judging = _dealt(taught, tuple(ended))
+    training, judging = _dealt(taught)
     longest = max(len(one.sequence.fed) for one in taught)
     if longest > row_tokens:  # one that does not fit into a row is a row of its own
         recompute = memory(row_tokens=longest).choose_recompute(settings.recompute, bound)
@@ -207,6 +205,7 @@ def recover(
             DeltaProvenance(
                 model_name=checkpoint.name,
                 model=checkpoint.fingerprint,
+                task=data.task,
                 ranking=ranking.digest,
                 sparsity=variant.sparsity,
                 widths=variant.widths,
@@ -268,9 +267,9 @@ def _flat(settings: Mapping[str, Any]) -> dict[str, Setting]:
     return {name: value for name, value in settings.items() if isinstance(value, str | int | float)}
 
 
-def _ended(sequences: Sequence[TokenSequence], ends: Collection[int]) -> dict[int, TokenSequence]:
-    """Those whose answers ended, by their places."""
-    ended = {place: sequence for place, sequence in enumerate(sequences) if sequence.answer[-1] in ends}
+def _ended(sequences: Sequence[TokenSequence], ends: Collection[int]) -> list[TokenSequence]:
+    """Those whose answers ended."""
+    ended = [sequence for sequence in sequences if sequence.answer[-1] in ends]
     if len(ended) < len(sequences):
         logger.warning(
             "%d of %d answers did not end and are left out", len(sequences) - len(ended), len(sequences)
@@ -288,23 +287,18 @@ def _top(checkpoint: Checkpoint, top: int) -> int:
     return top
 
 
-def _dealt(
-    taught: Sequence[TaughtSequence], places: Sequence[int]
-) -> tuple[list[TaughtSequence], list[TaughtSequence]]:
-    """To train on, and held out.
-
-    Args:
-        places: of the prompts among all that were asked.
-    """
+def _dealt(taught: Sequence[TaughtSequence]) -> tuple[list[TaughtSequence], list[TaughtSequence]]:
+    """To train on, and held out."""
     if len(taught) < MIN_ANSWERS:
         raise DeltaError(
             f"{len(taught)} of the dense model's answers ended; at least {MIN_ANSWERS} are needed: give more "
             "prompts (--num-prompts), or a task whose answers end"
         )
-    judging = [sequence for sequence, place in zip(taught, places, strict=True) if held_out(place)]
+    training = [each for each in taught if not held_out(each.sequence.prompt)]
+    judging = [each for each in taught if held_out(each.sequence.prompt)]
     if not judging:
         raise DeltaError(
             f"none of the {len(taught)} answers that ended is one of those held out, one in ten: give more "
             "prompts (--num-prompts)"
         )
-    return [sequence for sequence, place in zip(taught, places, strict=True) if not held_out(place)], judging
+    return training, judging

@@ -61,7 +61,8 @@ def compare_rankings(settings: CompareSettings) -> str:
     """
     task = open_task(settings.task, settings.task_options())
     checkpoint = open_model(settings)
-    contenders = list(_contenders(settings, checkpoint))
+    # By candidate: two files may hold the same order, and what is there twice would count twice.
+    contenders = list({each.candidate: each for each in _contenders(settings, checkpoint)}.values())
     out = settings.out or Path("comparisons") / f"{Path(settings.model).name}-{settings.task}"
     store = ComparisonStore(out)
     comparison = _measure(settings, task, checkpoint, contenders, store)

@@ -26,7 +26,8 @@ def fit_delta(settings: CompensateSettings) -> tuple[Path, Delta]:
         SecateurError: the settings, the model, the profile, the memory or the disk do not allow it.
     """
     out = settings.out
-    if out.exists():
+    work = out.with_name(f"{out.name}.work")
+    if out.exists() and not work.exists():  # else it ended between the two, and only has to tidy up
         raise DeltaError(f"{out} is there already; choose another --out, or remove it")
     source = open_calibration(settings.task, settings.task_options())
     checkpoint = open_model(settings)
@@ -34,12 +35,12 @@ def fit_delta(settings: CompensateSettings) -> tuple[Path, Delta]:
     data = calibration_data(source, settings.num_prompts, settings.seed, with_distractors=False)
     device, dtype = measuring_on(settings, checkpoint)
     bound = memory_bound(settings.max_memory, device)
-    work = out.with_name(f"{out.name}.work")
     delta = compensate(
         checkpoint,
         known.ranking,
         widths_at(known.ranking, settings.sparsity, known.allocation),
         settings.sparsity,
+        settings.task,
         data,
         measured_answers(settings, checkpoint, data.target, data.max_new_tokens, bound),
         CompensationSettings(settings.rank, str(device), dtype, bound),

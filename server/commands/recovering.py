@@ -30,7 +30,7 @@ from server.loading.dense_answers import dense_answers
 from server.loading.devices import resolve_device, resolve_dtype
 from server.loading.profiles import cache_directory, memory_bound, open_model
 from server.loading.rankings import ranked
-from server.settings import RecoverSettings
+from server.settings import RecoverSettings, SettingsError
 
 logger = logging.getLogger(__name__)
 
@@ -80,7 +80,7 @@ def _recover(settings: RecoverSettings, processes: Processes) -> tuple[list[Path
             RecoveryVariant(sparsity, widths_at(known.ranking, sparsity, known.allocation))
             for sparsity in settings.variants
         ],
-        RecoveryData(tuple(prompts), answers, settings.top_tokens, cache_dir / "recovery"),
+        RecoveryData(settings.task, tuple(prompts), answers, settings.top_tokens, cache_dir / "recovery"),
         how,
         work,
         processes,
@@ -126,6 +126,11 @@ def _summary(outs: list[Path], found: Recovery) -> str:
 
 
 def _recovery_settings(settings: RecoverSettings, processes: Processes) -> RecoverySettings:
+    if settings.dtype == "float16":
+        raise SettingsError(
+            "a training's gradients are too small for float16, which knows nothing below 6e-8: --dtype "
+            "bfloat16, or float32 where bfloat16 is slow"
+        )
     max_memory_bytes = memory_bound(settings.max_memory, processes.device)
     if settings.max_memory is None:  # it is what is free
         max_memory_bytes //= processes.on_device

@@ -101,7 +101,7 @@ def local_variant(settings: EvalSettings, task: Task, items: Sequence[TaskItem])
         allocation=allocation,
         config=limits(settings, checkpoint, task, items),
         stop_on_loop=settings.stop_on_loop,
-        delta=None if settings.delta is None else read_delta(settings.delta),
+        delta=None if settings.delta is None else read_delta(settings.delta, settings.task),
     )
 
 

@@ -58,11 +58,16 @@ def open_ranking(path: Path, checkpoint: Checkpoint, task: str) -> SavedRanking:
 
 def check_apart(provenance: Provenance, task: str) -> None:
     """Raises SettingsError where neurons were measured on the items that `task` judges by."""
-    if _USES_UP.get(provenance.task) == task:
+    if uses_up(provenance.task, task):
         raise SettingsError(
             f"neurons were measured for {provenance.task}, on both halves of {task}: judged by it they would "
             f"look better than they are. Use --task {provenance.task}, or measure for {task}"
         )
+
+
+def uses_up(made_for: str, task: str) -> bool:
+    """Whether what was made for one task has seen the items that the other judges by."""
+    return _USES_UP.get(made_for) == task
 
 
 def ranking_of(settings: RankingSettings, profile: SelectivityProfile) -> Ranking:

@@ -21,11 +21,17 @@ from server.variants import VariantRegistry
 
 def admin_router(
     registry: VariantRegistry,
+    task: str,
     on_added: Callable[[str], None],
     probing: Probing | ProbesOff,
     shadow: ShadowScorer,
 ) -> APIRouter:
-    """The routes, over these collaborators. `on_added` is told the name of each new variant."""
+    """The routes, over these collaborators.
+
+    Args:
+        task: that variants are judged by.
+        on_added: told the name of each new variant.
+    """
     router = APIRouter()
 
     def prober() -> Probing:
@@ -35,7 +41,7 @@ def admin_router(
 
     @router.post("/admin/variants", status_code=HTTPStatus.CREATED)
     async def add_variant(body: AddVariantRequest, background: BackgroundTasks) -> dict[str, Any]:
-        named = None if body.delta is None else await asyncio.to_thread(read_delta, Path(body.delta))
+        named = None if body.delta is None else await asyncio.to_thread(read_delta, Path(body.delta), task)
         status = registry.add(await asyncio.to_thread(registry.build, body.sparsity, named))
         on_added(status.variant.name)
         if isinstance(probing, Probing):

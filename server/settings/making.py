@@ -96,10 +96,18 @@ class ComparisonSettings(BaseSettings):
         AfterValidator(named_once),
     ] = Field(("global", "uniform"), description="of widths; global where the score compares across layers")
     protect_neurons: Annotated[
-        tuple[Share, ...], NoDecode, BeforeValidator(split_commas), Field(min_length=1)
+        tuple[Share, ...],
+        NoDecode,
+        BeforeValidator(split_commas),
+        Field(min_length=1),
+        AfterValidator(named_once),
     ] = Field((0.0,), description="shares of each layer's neurons, the strongest by act_l2, that go last")
     protect_layers: Annotated[
-        tuple[Annotated[int, Field(ge=0)], ...], NoDecode, BeforeValidator(split_commas), Field(min_length=1)
+        tuple[Annotated[int, Field(ge=0)], ...],
+        NoDecode,
+        BeforeValidator(split_commas),
+        Field(min_length=1),
+        AfterValidator(named_once),
     ] = Field((0,), description="how many first and last layers go last")
     rankings: Paths = Field((), description="files that `secateur rank` wrote, to be compared as well")
     sparsities: Sparsities = Field((0.1, 0.2, 0.3), description="shares of MLP neurons to leave out")

@@ -15,6 +15,7 @@ from pruning.errors import DeltaError, ForeignDeltaError
 PROVENANCE = DeltaProvenance(
     model_name="tiny",
     model="a" * 64,
+    task="counting",
     ranking="b" * 64,
     sparsity=0.3,
     widths=(3, 2),
@@ -93,7 +94,13 @@ def rewritten(path: Path, change) -> Path:
     [
         (lambda tensors, header: tensors["0.down_proj.a"].add_(1), "does not match its digest"),
         (lambda tensors, header: header["provenance"].update(ranking="c"), "does not match its digest"),
-        (lambda tensors, header: header.update(format=2), "has format 2; this version reads 1"),
+        (lambda tensors, header: header.update(format=1), "has format 1; this version reads 2: make"),
+        (
+            lambda tensors, header: tensors.update(
+                {f"9.down_proj.{part}": torch.ones(1, 1) for part in ("a", "b")}
+            ),
+            "lacks a part of a delta",
+        ),
         (lambda tensors, header: tensors.pop("0.down_proj.b"), "lacks a part of a delta"),
         (lambda tensors, header: header["provenance"].pop("widths"), "lacks a part of a delta"),
         (lambda tensors, header: tensors.update({"0.head.a": torch.ones(1)}), "lacks a part of a delta"),

@@ -66,6 +66,7 @@ def delta(name: str, sparsity: float, **made_for: object) -> NamedDelta:
         **{
             "model_name": "mini",
             "model": "f",
+            "task": "counting",
             "ranking": "r",
             "sparsity": sparsity,
             "widths": widths_at(sparsity),

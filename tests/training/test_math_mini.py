@@ -1,6 +1,7 @@
 """The shipped model is what its card says: the card comes from the records, the records are of this model."""
 
 import json
+import sys
 
 import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -8,7 +9,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from eval.tasks.arithmetic import ArithmeticTask
 from pruning.checkpoints.checkpoint import open_checkpoint
 from training.card import render
-from training.math_mini import EMBEDDED, learning_rate_factor
+from training.math_mini import EMBEDDED, learning_rate_factor, save
 from training.measure import SPARSITIES, STRATEGIES
 
 MAX_BYTES = 10_000_000
@@ -29,6 +30,26 @@ def test_the_results_are_of_this_model_and_complete(tmp_path):
     assert [curve["strategy"]["label"] for curve in results["curves"]] == [s.label for s in STRATEGIES]
     for curve in results["curves"]:
         assert [point["sparsity"] for point in curve["points"]] == [0, *SPARSITIES]
+
+
+def test_what_was_there_stays_until_the_new_one_is_whole(tmp_path, monkeypatch):
+    """It may be the model that is shipped and served."""
+    model = AutoModelForCausalLM.from_pretrained(EMBEDDED)
+    tokenizer = AutoTokenizer.from_pretrained(EMBEDDED)
+    (tmp_path / "config.json").write_text("the old one")
+    (tmp_path / "README.md").write_text("a card")
+    with monkeypatch.context() as patch:
+        patch.setattr(type(tokenizer), "save_pretrained", lambda *_: sys.exit("killed"))
+        with pytest.raises(SystemExit):
+            save(model, tokenizer, {}, tmp_path)
+    assert {file.name: file.read_text() for file in tmp_path.iterdir()} == {
+        "config.json": "the old one",
+        "README.md": "a card",
+    }
+    save(model, tokenizer, {"runs": []}, tmp_path)
+    saved, shipped = (open_checkpoint(str(path), tmp_path).fingerprint for path in (tmp_path, EMBEDDED))
+    assert saved == shipped
+    assert (tmp_path / "README.md").read_text() == "a card"
 
 
 def test_it_fits_its_size():

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from transformers import AutoModelForCausalLM
 
 from eval.tasks.registry import open_calibration
+from pruning.calibration.answers import prompt_token_ids
 from pruning.calibration.batches import TokenSequence, pad_batch
 from pruning.calibration.calibration import CalibrationData, load_network
 from pruning.calibration.layerwise import LayerwiseModel
@@ -21,6 +22,7 @@ from pruning.compensation.layer_fit import LayerFit, RoleBatch
 from pruning.compensation.streams import Streams, StreamStore
 from pruning.delta import Delta
 from pruning.errors import DeltaError, MemoryBoundError
+from pruning.held_out import held_out, part
 from pruning.ranking.ranking import Ranking, rank
 from pruning.ranking.widths import widths_at
 from pruning.slicing import merge_delta, slice_model
@@ -31,7 +33,7 @@ from tests.tiny import FAMILIES, tiny_checkpoint
 
 SETTINGS = CompensationSettings(rank=4, device="cpu", dtype=torch.float32, max_memory_bytes=2**30)
 DATA = CalibrationData(
-    target=tuple(f"Say {'so ' * (i % 7)}{i}" for i in range(20)), distractor=("x",), seed=3, max_new_tokens=12
+    target=tuple(f"Say {'so ' * (i % 7)}{i}" for i in range(60)), distractor=("x",), seed=3, max_new_tokens=12
 )
 WIDTHS = (64, 192, 40)  # the middle layer is whole
 
@@ -44,7 +46,9 @@ def ranking(layers: int = 3, neurons: int = 192) -> Ranking:
 def fit(checkpoint: Checkpoint, work: Path, **changes: object) -> Delta:
     settings = dataclasses.replace(SETTINGS, **changes)
     answers = answers_to(DATA, checkpoint)
-    return compensate(checkpoint, ranking(), WIDTHS, 0.3, DATA, answers, settings, work, progress=False)
+    return compensate(
+        checkpoint, ranking(), WIDTHS, 0.3, "counting", DATA, answers, settings, work, progress=False
+    )
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +58,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
 
 
 def divergence(checkpoint: Checkpoint, delta: Delta | None) -> float:
-    """KL(dense ‖ pruned) on every tenth answer, by whole networks one sequence at a time."""
+    """KL(dense ‖ pruned) on the answers held out, by whole networks one sequence at a time."""
 
     def network():
         return AutoModelForCausalLM.from_pretrained(checkpoint.path, dtype=torch.float32).eval()
@@ -65,16 +69,17 @@ def divergence(checkpoint: Checkpoint, delta: Delta | None) -> float:
     tokenizer = checkpoint.tokenizer()
     answers = answers_to(DATA, checkpoint).token_ids
     total = count = 0.0
-    for index in range(0, len(answers), 10):
-        message = [{"role": "user", "content": DATA.target[index]}]
-        prompt = tokenizer.apply_chat_template(message, add_generation_prompt=True, return_dict=False)
-        fed = torch.tensor([prompt + answers[index][:-1]])
+    for message, answer in zip(DATA.target, answers, strict=True):
+        prompt = prompt_token_ids(tokenizer, message)
+        if not held_out(prompt):
+            continue
+        fed = torch.tensor([prompt + answer[:-1]])
         with torch.no_grad():
             expected, found = (
                 F.log_softmax(model(fed).logits[0, len(prompt) - 1 :], dim=-1) for model in (dense, pruned)
             )
         total += float((expected.exp() * (expected - found)).sum())
-        count += len(answers[index])
+        count += len(answer)
     return total / count
 
 
@@ -94,10 +99,12 @@ def test_what_is_reported_is_what_the_merged_model_does(family: str, tmp_path: P
 
 
 def test_the_first_layer_is_the_dense_solve(tiny: Checkpoint, tmp_path: Path) -> None:
-    """Where nothing was pruned before: by least squares over all tokens, λ chosen on two sequences of ten."""
+    """Where nothing was pruned before: by least squares over all tokens, λ chosen on two parts of ten."""
     whole = dataclasses.replace(SETTINGS, rank=40)  # as the first layer's width: nothing is truncated
     given = answers_to(DATA, tiny)
-    fitting = compensate(tiny, ranking(), (40, 192, 64), 0.3, DATA, given, whole, tmp_path, progress=False)
+    fitting = compensate(
+        tiny, ranking(), (40, 192, 64), 0.3, "counting", DATA, given, whole, tmp_path, progress=False
+    )
     found = fitting.layers[0]["down_proj"].product().double()
     answers = given.token_ids
     model = AutoModelForCausalLM.from_pretrained(tiny.path, dtype=torch.float32).eval()
@@ -125,8 +132,9 @@ def test_the_first_layer_is_the_dense_solve(tiny: Checkpoint, tmp_path: Path) ->
         penalty = ridge * h.square().sum() / h.shape[1] * torch.eye(h.shape[1], dtype=torch.float64)
         return torch.linalg.solve(h.T @ h + penalty, h.T @ missing).T
 
-    judged = [index for index in range(20) if index % 10 in (1, 2)]
-    fitted = [index for index in range(20) if index % 10 > 2]
+    parts = [part(prompt_token_ids(tiny.tokenizer(), message)) for message in DATA.target]
+    judged = [index for index, each in enumerate(parts) if each in (1, 2)]
+    fitted = [index for index, each in enumerate(parts) if each > 2]
 
     def left(ridge: float) -> float:
         h, missing = rows(judged)
@@ -217,10 +225,19 @@ def test_what_cannot_be_fitted_is_refused(tiny: Checkpoint, tmp_path: Path) -> N
         fit(tiny, tmp_path, rank=41)
     with pytest.raises(MemoryBoundError, match=r"at least 0\.\d+ GiB: the model 0\.001.* raise --max-memory"):
         fit(tiny, tmp_path, max_memory_bytes=500_000)
-    few = dataclasses.replace(DATA, target=DATA.target[:9])
-    with pytest.raises(DeltaError, match="there are 9 prompts; at least 10"):
+    few = dataclasses.replace(DATA, target=DATA.target[:2])
+    with pytest.raises(DeltaError, match="2 prompts are too few"):
         compensate(
-            tiny, ranking(), WIDTHS, 0.3, few, answers_to(few, tiny), SETTINGS, tmp_path, progress=False
+            tiny,
+            ranking(),
+            WIDTHS,
+            0.3,
+            "counting",
+            few,
+            answers_to(few, tiny),
+            SETTINGS,
+            tmp_path,
+            progress=False,
         )
 
 
@@ -233,6 +250,8 @@ def test_a_pruned_model_comes_nearer_to_the_dense_one(tmp_path: Path) -> None:
     widths = widths_at(order, 0.3, "uniform")
     fitting = dataclasses.replace(SETTINGS, rank=32)
     answers = answers_to(data, checkpoint)
-    delta = compensate(checkpoint, order, widths, 0.3, data, answers, fitting, tmp_path, progress=False)
+    delta = compensate(
+        checkpoint, order, widths, 0.3, "counting", data, answers, fitting, tmp_path, progress=False
+    )
     found = delta.provenance
     assert found.settings["kl_nats_after"] < 0.25 * found.settings["kl_nats_before"]

@@ -1,10 +1,19 @@
 """Second moments against the data they are of; low-rank ridge against dense solves and decompositions."""
 
+from itertools import accumulate
+
 import pytest
 import torch
 from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
 
-from pruning.compensation.least_squares import Choice, SecondMoments, choose_ridge, low_rank_ridge
+from pruning.compensation.least_squares import (
+    Choice,
+    SecondMoments,
+    choose_ridge,
+    low_rank_ridge,
+    working_bytes,
+)
 from pruning.delta import LowRank
 
 TOKENS, INPUTS, OUTPUTS = 400, 12, 7
@@ -98,6 +107,26 @@ def test_truncation_loses_the_least_that_can_be_lost(rank: int) -> None:
     # The truncation of the plain matrix, which knows nothing of the activations, is worse.
     u, s, v = torch.linalg.svd(full, full_matrices=False)
     assert objective(u[:, :rank] * s[:rank] @ v[:rank], ridge) > 1.01 * objective(found.product(), ridge)
+
+
+@pytest.mark.parametrize(("inputs", "outputs"), [(600, 60), (300, 300), (60, 300)])
+def test_a_fit_takes_no_more_memory_than_is_told(inputs: int, outputs: int) -> None:
+    made = SecondMoments(inputs, outputs, torch.device("cpu"))
+    rows = torch.randn(2 * inputs, inputs + outputs, generator=torch.Generator().manual_seed(0))
+    made.add(rows[:, :inputs], rows[:, inputs:], torch.ones(2 * inputs))
+    with profile(profile_memory=True, activities=[ProfilerActivity.CPU]) as seen:
+        low_rank_ridge(made, 0.1, 4)
+    events = seen.profiler.kineto_results.events()
+    changes = sorted((event.start_ns(), event.nbytes()) for event in events if event.name() == "[memory]")
+    peak = max(accumulate(size for _, size in changes))
+    beside = working_bytes(inputs, outputs) - 2 * 4 * inputs * (inputs + outputs)  # the moments are there
+    assert peak <= beside < 2 * peak
+
+
+def test_sums_that_overflowed_are_told() -> None:
+    h, r, w = data()
+    assert moments().are_finite
+    assert not moments((1e3 * h).half(), r.half(), 1e6 * w).are_finite
 
 
 def test_the_ridge_is_the_best_on_other_data() -> None:

@@ -165,8 +165,19 @@ def test_what_is_there_is_never_written_over(model: Path, tmp_path: Path) -> Non
             export(model, tmp_path / name)
     assert (tmp_path / "file").read_text() == (tmp_path / "full" / "notes").read_text() == "mine"
 
+
+def test_an_empty_directory_stays_the_one_that_it_is(model: Path, tmp_path: Path) -> None:
+    """It may be a volume that was mounted there: neither is it replaced nor its parent written to."""
     (tmp_path / "empty").mkdir()
-    assert load(export(model, tmp_path / "empty")).config.intermediate_size == 64
+    place = (tmp_path / "empty").stat().st_ino
+    with file_size_limit(100_000), pytest.raises(ExportError, match="make room"):
+        export(model, tmp_path / "empty")
+    assert list((tmp_path / "empty").iterdir()) == []
+    out = export(model, tmp_path / "empty")
+    assert out.stat().st_ino == place
+    assert load(out).config.intermediate_size == 64
+    whole = export(model, tmp_path / "whole")
+    assert {file.name for file in out.iterdir()} == {file.name for file in whole.iterdir()}
 
 
 @contextmanager

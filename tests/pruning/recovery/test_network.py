@@ -25,7 +25,7 @@ from tests.tiny import FAMILIES
 
 
 def provenance(widths: tuple[int, ...]) -> DeltaProvenance:
-    return DeltaProvenance("tiny", "m", order().digest, 0.3, widths, "recovery", {}, "now")
+    return DeltaProvenance("tiny", "m", "counting", order().digest, 0.3, widths, "recovery", {}, "now")
 
 
 def merged_hidden(checkpoint: Checkpoint, widths: tuple[int, ...], layers: Layers, row: PackedRow) -> Tensor:

@@ -1,6 +1,7 @@
 """`secateur rank` and `secateur compare` from the command line to an order that is served."""
 
 import json
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -115,6 +116,27 @@ def test_candidates_that_keep_the_same_neurons_are_measured_once(common: list[st
 
     assert len(json.loads((tmp_path / "results.json").read_text())["cells"]) == 4
     assert len(list((tmp_path / "cells").iterdir())) == 2 + 1  # two sparsities, and the dense model
+
+
+def test_an_order_that_two_files_hold_counts_once(common: list[str], tmp_path: Path) -> None:
+    """Its KL would be counted twice, and seem far better or far worse than it is."""
+    ranked = ["rank", *common, *RANK]
+    for name in ("first", "second"):
+        assert main([*ranked, "--out", str(tmp_path / name / "order.safetensors")]) == 0
+    files = ",".join(str(tmp_path / name / "order.safetensors") for name in ("first", "second"))
+    asked = ["compare", *common, *COMPARE, "--rankings", files, "--out", str(tmp_path)]
+    assert main(asked) == 0
+    result = json.loads((tmp_path / "results.json").read_text())
+    told = [(cell["candidate"]["score"], cell["sparsity"]) for cell in result["cells"]]
+    assert len(set(told)) < len(told) == 2 * (3 + 1)  # taylor2 has two allocations
+    by_score = {each["candidate"]["score"]: each["times_best"]["value"] for each in result["standings"]}
+    kl = {
+        score: [c["figures"]["kl"]["value"] for c in result["cells"] if c["candidate"]["score"] == score]
+        for score in by_score
+    }
+    [steps] = [score for score in by_score if "in steps" in score]
+    expected = prod(k / w for k, w in zip(kl[steps], kl["wanda"], strict=True)) ** 0.5
+    assert by_score[steps] / by_score["wanda"] == pytest.approx(expected)
 
 
 def test_no_item_is_a_calibration_prompt(

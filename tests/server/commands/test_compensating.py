@@ -15,13 +15,13 @@ from tests.server.commands.counting import profiled_arguments
 @pytest.fixture(scope="module")
 def arguments(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """Of a tiny model and a task whose answers are graded."""
-    return profiled_arguments(tmp_path_factory.mktemp("compensating"), 40)
+    return profiled_arguments(tmp_path_factory.mktemp("compensating"), 80)
 
 
 @pytest.fixture(scope="module")
 def delta(arguments: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("deltas") / "small.safetensors"
-    fit = ["--sparsity", "0.35", "--rank", "3", "--num-prompts", "10", "--out", str(out)]
+    fit = ["--sparsity", "0.35", "--rank", "3", "--num-prompts", "40", "--out", str(out)]
     assert main(["compensate", *arguments, *fit]) == 0
     return out
 
@@ -33,7 +33,7 @@ def test_the_delta_is_told_and_nothing_else_is_left(
     assert (found.sparsity, found.method, found.settings["rank"]) == (0.35, "compensation", 3)
     assert [file.name for file in delta.parent.iterdir()] == [delta.name]
     again = tmp_path / "again.safetensors"
-    fit = ["--sparsity", "0.35", "--rank", "3", "--num-prompts", "10"]
+    fit = ["--sparsity", "0.35", "--rank", "3", "--num-prompts", "40"]
     assert main(["compensate", *arguments, *fit, "--out", str(again)]) == 0
     printed = capsys.readouterr().out
     assert f"{found.settings['kl_nats_before']:.5f} without" in printed
@@ -50,7 +50,7 @@ def test_no_foreign_prompts_are_needed(arguments: list[str], delta: Path, tmp_pa
     """But to make a profile, which is there."""
     place = arguments.index("--distractors")
     own = arguments[:place] + arguments[place + 2 :]
-    fit = ["--sparsity", "0.35", "--rank", "3", "--num-prompts", "10", "--out", str(tmp_path / "d")]
+    fit = ["--sparsity", "0.35", "--rank", "3", "--num-prompts", "40", "--out", str(tmp_path / "d")]
     assert main(["compensate", *own, *fit]) == 0
     assert (
         load_delta(tmp_path / "d").layers[1]["down_proj"].a.equal(load_delta(delta).layers[1]["down_proj"].a)
