@@ -94,7 +94,8 @@ class AdminMiddleware:
     """Asks for `key` on /admin. Without one loopback peers alone enter, who ask for an address or localhost.
 
     The page of another site may make its own name mean 127.0.0.1 (DNS rebinding). The browser on this machine
-    then takes the server for that site's, and sends what the page wants; the name in Host gives it away.
+    then takes the server for that site's, and sends what the page wants; the name in Host gives it away. And
+    it may send a POST that browsers do not ask about first; there Origin does.
     """
 
     def __init__(self, app: ASGIApp, key: str | None) -> None:
@@ -105,17 +106,8 @@ class AdminMiddleware:
         if scope["type"] == "http" and _is_under(scope["path"], "/admin"):
             if self._key is not None:
                 _check_bearer(scope, (self._key,))
-            elif not _is_loopback(scope):
-                raise PermissionDeniedError(
-                    "no admin key is configured, so /admin answers to loopback peers alone: set admin_key "
-                    "(SECATEUR_ADMIN_KEY) and send it as a bearer token"
-                )
-            elif (host := Headers(scope=scope).get("host")) is not None and not _is_no_name(host):
-                raise PermissionDeniedError(
-                    f"no admin key is configured, so /admin does not answer by the name {host!r}, which any "
-                    "site could have: ask for localhost or 127.0.0.1, or set admin_key (SECATEUR_ADMIN_KEY) "
-                    "and send it as a bearer token"
-                )
+            else:
+                _check_is_here(scope)
         await self._app(scope, receive, send)
 
 
@@ -164,6 +156,26 @@ def _check_bearer(scope: Scope, keys: Sequence[str]) -> None:
     if not offered or not any(matches):
         told = "this is not a key that the server knows" if offered else "this path wants a key"
         raise AuthenticationError(f"{told}: send `Authorization: Bearer KEY`")
+
+
+def _check_is_here(scope: Scope) -> None:
+    """Whoever has no key has to be on this machine, and no other site's page."""
+    way_out = "set admin_key (SECATEUR_ADMIN_KEY) and send it as a bearer token"
+    if not _is_loopback(scope):
+        raise PermissionDeniedError(
+            f"no admin key is configured, so /admin answers to loopback peers alone: {way_out}"
+        )
+    headers = Headers(scope=scope)
+    host, origin = headers.get("host"), headers.get("origin")
+    if host is not None and not _is_no_name(host):
+        raise PermissionDeniedError(
+            f"no admin key is configured, so /admin does not answer by the name {host!r}, which any site could "
+            f"have: ask for localhost or 127.0.0.1, or {way_out}"
+        )
+    if origin is not None and origin.partition("://")[2] != host:
+        raise PermissionDeniedError(
+            f"no admin key is configured, so /admin does not answer to pages of {origin!r}: {way_out}"
+        )
 
 
 def _is_loopback(scope: Scope) -> bool:

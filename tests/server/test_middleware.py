@@ -105,6 +105,16 @@ def test_without_an_admin_key_no_site_enters_by_a_name_that_means_this_machine(h
     assert call(AdminMiddleware(reading_app, "root"), path="/admin/variants", headers=with_key)
 
 
+@pytest.mark.parametrize("origin", ["http://site.example", "http://127.0.0.1:9000", "null", "http://["])
+def test_without_an_admin_key_no_other_page_enters(origin: str) -> None:
+    """A browser asks nobody before it sends a POST without a body, wherever the page is from."""
+    own = [(b"host", b"127.0.0.1:8000"), (b"origin", b"http://127.0.0.1:8000")]
+    assert call(AdminMiddleware(reading_app, None), path="/admin/probes/run", headers=own)
+    other = [own[0], (b"origin", origin.encode())]
+    with pytest.raises(PermissionDeniedError, match=r"pages of .*SECATEUR_ADMIN_KEY"):
+        call(AdminMiddleware(reading_app, None), path="/admin/probes/run", headers=other)
+
+
 def test_with_an_admin_key_it_alone_counts() -> None:
     app = AdminMiddleware(reading_app, "root")
     assert call(app, path="/admin/variants", client=("10.0.0.1", 1), headers=bearer("root"))
