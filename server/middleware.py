@@ -169,8 +169,8 @@ def _check_is_here(scope: Scope) -> None:
     host, origin = headers.get("host"), headers.get("origin")
     if host is not None and not _is_no_name(host):
         raise PermissionDeniedError(
-            f"no admin key is configured, so /admin does not answer by the name {host!r}, which any site could "
-            f"have: ask for localhost or 127.0.0.1, or {way_out}"
+            f"no admin key is configured, so /admin does not answer by the name {host!r}, which any site "
+            f"could have: ask for localhost or 127.0.0.1, or {way_out}"
         )
     if origin is not None and origin.partition("://")[2] != host:
         raise PermissionDeniedError(

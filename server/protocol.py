@@ -85,7 +85,6 @@ _UNSUPPORTED_IN_CHAT: Mapping[str, tuple[object, ...]] = {
     "add_generation_prompt": (True,),
     "audio": (),
     "chat_template": (),
-    "chat_template_kwargs": ({},),
     "continue_final_message": (False,),
     "documents": ([],),
     "echo": (False,),
@@ -249,6 +248,7 @@ class Message(BaseModel):
         return {"role": self.role, "content": content, **({"name": self.name} if self.name else {})}
 
 
+TemplateVariables = dict[str, bool | int | float | str]
 Messages = Annotated[list[Message], Field(min_length=1, fail_fast=True)]
 
 
@@ -258,6 +258,7 @@ class ChatCompletionRequest(GenerationRequest):
     unsupported = {**_UNSUPPORTED_EVERYWHERE, **_UNSUPPORTED_IN_CHAT}
 
     messages: Messages
+    chat_template_kwargs: TemplateVariables = {}
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
@@ -291,6 +292,7 @@ class TokenizeRequest(BaseModel):
 
     prompt: Text | None = None
     messages: Messages | None = None
+    chat_template_kwargs: TemplateVariables = {}
     add_special_tokens: bool = True
 
     @model_validator(mode="after")

@@ -3,15 +3,25 @@
 Knows the tokenizer and the size of the vocabulary; the text of answers is the engine's detokenizer's.
 """
 
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
+from inspect import signature
+from types import MappingProxyType
+from typing import Any
 
 from jinja2 import TemplateError
 from starlette.concurrency import run_in_threadpool
 from transformers import PreTrainedTokenizerBase
 
-from pruning.calibration.answers import timeless_template
+from pruning.chat_prompts import MEASUREMENT_VARIABLES, timeless_template
 from server.errors import InvalidValueError
 
+VARIABLES_FIELD = "chat_template_kwargs"  # of a request; so it is called in vLLM
+NO_VARIABLES: Mapping[str, Any] = MappingProxyType({})
+# What transformers hands to a template, and takes itself: no variables of a request.
+_OWN_NAMES = frozenset(signature(PreTrainedTokenizerBase.apply_chat_template).parameters) | {
+    *("messages", "raise_exception", "strftime_now", "tojson", "namespace", "range", "loop")
+}
 REPLACEMENT_CHARACTER = "\ufffd"  # what part of a character decodes to
 
 
@@ -48,15 +58,31 @@ class PromptTokenizer:
             )
         return list(token_ids)
 
-    async def encode_chat(self, messages: list[dict[str, str]], *, timeless: bool = False) -> list[int]:
+    async def encode_chat(
+        self, messages: list[dict[str, str]], variables: Mapping[str, Any] = NO_VARIABLES
+    ) -> list[int]:
         """Token ids of a chat up to where the assistant's answer begins.
 
         Args:
-            timeless: a template that asks what day it is hears the same every day; for what is measured.
+            variables: of the chat template, beside the messages.
 
         Raises:
-            InvalidValueError: the model has no chat template, or it does not take these messages.
+            InvalidValueError: the model has no chat template, or that does not take messages or variables.
         """
+        self._check_variables(variables)
+        return await self._encode_chat(messages, None, variables)
+
+    async def encode_measured(self, prompt: str) -> list[int]:
+        """Of a user message by which something is measured, as `prompt_token_ids` does. Raises the same."""
+        template = timeless_template(self._tokenizer) if self._tokenizer.chat_template else None
+        return await self._encode_chat([{"role": "user", "content": prompt}], template, MEASUREMENT_VARIABLES)
+
+    async def _encode_chat(
+        self,
+        messages: list[dict[str, str]],
+        template: str | None,
+        variables: Mapping[str, Any],
+    ) -> list[int]:
         if not self._tokenizer.chat_template:
             raise InvalidValueError("this model has no chat template: use /v1/completions", param="messages")
         try:
@@ -65,14 +91,30 @@ class PromptTokenizer:
                 messages,
                 add_generation_prompt=True,
                 tokenize=False,
-                chat_template=timeless_template(self._tokenizer) if timeless else None,
+                chat_template=template,
+                **variables,
             )
         except TemplateError as error:
             raise InvalidValueError(
                 f"the model's chat template refuses: {error}", param="messages"
             ) from error
+        except (TypeError, ValueError) as error:
+            if not variables:
+                raise
+            raise InvalidValueError(
+                f"the model's chat template cannot do with these values: {error}", param=VARIABLES_FIELD
+            ) from error
         # The template writes the special tokens itself.
         return await self.encode(str(text), "messages", add_special_tokens=False)
+
+    def _check_variables(self, variables: Mapping[str, Any]) -> None:
+        """Whether the template reads them: another name is a mistake, or one of transformers' own."""
+        for name in variables:
+            known = re.search(rf"\b{re.escape(name)}\b", str(self._tokenizer.chat_template or ""))
+            if name in _OWN_NAMES or not name.isidentifier() or not known:
+                raise InvalidValueError(
+                    f"the model's chat template has no variable {name!r}: leave it out", param=VARIABLES_FIELD
+                )
 
     def check_ids(self, token_ids: Sequence[int], param: str) -> None:
         """Raises InvalidValueError for an id that the model has no row for."""

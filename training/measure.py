@@ -16,9 +16,9 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokeni
 from eval.statistics import wilson_interval
 from eval.task import TaskItem
 from eval.tasks.arithmetic import ArithmeticTask
-from pruning.calibration.answers import prompt_token_ids
 from pruning.calibration.calibration import CalibrationData, build_profile
 from pruning.calibration.profile import SelectivityProfile
+from pruning.chat_prompts import prompt_token_ids
 from pruning.checkpoints.checkpoint import Checkpoint, default_cache_dir, open_checkpoint
 from pruning.ranking.ranking import Order, Ranking, rank
 from pruning.ranking.scores import SCORES

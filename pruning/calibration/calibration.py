@@ -19,11 +19,12 @@ from torch import Tensor
 from tqdm import tqdm
 
 from pruning.calibration.activations import MomentSums, TaylorSums, add_moments, weight_norms
-from pruning.calibration.answers import Answers, prompt_token_ids
+from pruning.calibration.answers import Answers
 from pruning.calibration.batches import TokenBatch, TokenSequence, in_batches, pad_batch, with_answers
 from pruning.calibration.gradients import add_moments_and_gradients
 from pruning.calibration.memory import FLOAT32_BYTES, layer_bytes, logits_bytes, spare_bytes, weight_bytes
 from pruning.calibration.profile import Provenance, SelectivityProfile
+from pruning.chat_prompts import prompt_token_ids
 from pruning.checkpoints.architectures import Architecture
 from pruning.checkpoints.checkpoint import Checkpoint
 from pruning.errors import ModelError, ProfileError

@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from pruning.calibration.answers import Answers, prompt_token_ids
+from pruning.calibration.answers import Answers
 from pruning.calibration.batches import TokenSequence, in_batches, pad_batch, with_answers
 from pruning.calibration.calibration import CalibrationData, check_lengths, load_network
 from pruning.calibration.layerwise import LayerwiseModel
 from pruning.calibration.memory import FLOAT32_BYTES, logits_bytes, spare_bytes, weight_bytes
+from pruning.chat_prompts import prompt_token_ids
 from pruning.checkpoints.checkpoint import Checkpoint
 from pruning.compensation.layer_fit import PULL, LayerFit, Role, RoleBatch
 from pruning.compensation.least_squares import working_bytes

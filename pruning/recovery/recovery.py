@@ -15,9 +15,10 @@ from typing import Any
 
 import torch
 
-from pruning.calibration.answers import Answers, prompt_token_ids
+from pruning.calibration.answers import Answers
 from pruning.calibration.batches import TokenSequence, with_answers
 from pruning.calibration.calibration import load_network
+from pruning.chat_prompts import prompt_token_ids
 from pruning.checkpoints.checkpoint import Checkpoint
 from pruning.delta import Delta, DeltaProvenance, Setting
 from pruning.errors import DeltaError, NothingGainedError

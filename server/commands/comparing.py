@@ -17,10 +17,10 @@ from eval.comparison.store import ComparisonStore, as_json
 from eval.provenance import provenance
 from eval.task import Task
 from eval.tasks.registry import open_task
-from pruning.calibration.answers import prompt_token_ids
 from pruning.calibration.batches import with_answers
 from pruning.calibration.calibration import load_network
 from pruning.calibration.profile import Provenance, SelectivityProfile
+from pruning.chat_prompts import prompt_token_ids
 from pruning.checkpoints.checkpoint import Checkpoint
 from pruning.ranking.divergence import AnswerDivergence, DenseReference
 from pruning.ranking.masking import keeping, kept_neurons

@@ -53,7 +53,7 @@ async def ask(
     """
     text, reason = "", None
     try:
-        token_ids = await tokenizer.encode_chat([{"role": "user", "content": prompt}], timeless=True)
+        token_ids = await tokenizer.encode_measured(prompt)
         stream = engine.submit(
             request_id=request_id,
             prompt_token_ids=token_ids,

@@ -12,8 +12,8 @@ import torch
 from eval.study.study import TIMED_REQUESTS
 from eval.subject import REVERSED_SUFFIX, Strategy
 from eval.task import Task, TaskItem
-from pruning.calibration.answers import prompt_token_ids
 from pruning.calibration.profile import SelectivityProfile
+from pruning.chat_prompts import prompt_token_ids
 from pruning.checkpoints.checkpoint import Checkpoint
 from pruning.ranking.ranking import Ranking, rank, unranked
 from pruning.ranking.scores import SCORES, Score, random_score

@@ -15,9 +15,10 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from pruning.calibration.answers import Answers, prompt_token_ids
+from pruning.calibration.answers import Answers
 from pruning.calibration.calibration import check_lengths
 from pruning.calibration.memory import spare_bytes
+from pruning.chat_prompts import prompt_token_ids
 from pruning.checkpoints.checkpoint import Checkpoint
 from pruning.errors import ProfileError
 from pruning.ranking.ranking import unranked

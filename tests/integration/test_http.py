@@ -66,6 +66,14 @@ def refusal(response: httpx.Response) -> tuple[int, str, str | None]:
             (400, "context_length_exceeded", "messages"),
         ),
         (CHAT, {**HI, "logit_bias": {"320": 1}}, (400, "invalid_value", "logit_bias")),
+        (
+            CHAT,
+            {
+                **HI,
+                "chat_template_kwargs": {"enable_thinking": False},
+            },  # which this template knows nothing of
+            (400, "invalid_value", "chat_template_kwargs"),
+        ),
         (CHAT, {**HI, "tools": [{}]}, (400, "unsupported_field", "tools")),
         (CHAT, {"messages": []}, (422, "schema_violation", "messages")),
         (CHAT, {"messages": [{"role": "bot", "content": "a"}]}, (422, "schema_violation", "messages.0.role")),

@@ -2,8 +2,9 @@
 
 import torch
 
-from pruning.calibration.answers import Answers, prompt_token_ids
+from pruning.calibration.answers import Answers
 from pruning.calibration.calibration import CalibrationData, load_network
+from pruning.chat_prompts import prompt_token_ids
 from pruning.checkpoints.checkpoint import Checkpoint
 from training.answers import own_answers
 

@@ -8,7 +8,7 @@ from tokenizers import Tokenizer, decoders
 from tokenizers.models import BPE
 from transformers import PreTrainedTokenizerFast
 
-from pruning.calibration.answers import prompt_token_ids
+from pruning.chat_prompts import prompt_token_ids
 from server.errors import InvalidValueError
 from server.tokenization import PromptTokenizer
 from tests.tiny import byte_tokenizer
@@ -35,11 +35,40 @@ def test_a_template_that_asks_for_the_date_is_told_today_but_where_something_is_
     plain = byte_tokenizer()
     plain.chat_template = "{{ strftime_now('%Y-%m-%d') }} {{ messages[0].content }}"
     tokenizer = PromptTokenizer(plain, vocab_size=300)
-    measured = asyncio.run(tokenizer.encode_chat(MESSAGES, timeless=True))
+    measured = asyncio.run(tokenizer.encode_measured("hé"))
     assert plain.decode(measured) == "2026-01-01 hé"
     assert prompt_token_ids(plain, "hé") == measured
     asked = plain.decode(asyncio.run(tokenizer.encode_chat(MESSAGES)))
     assert asked == f"{datetime.now():%Y-%m-%d} hé"
+
+
+def test_a_model_that_thinks_first_does_not_where_it_is_measured_and_does_as_its_users_say() -> None:
+    """As Qwen3's: without the variable it thinks, and its answers would be cut off within their thoughts."""
+    plain = byte_tokenizer()
+    plain.chat_template = "{{ messages[0].content }}{% if enable_thinking is not false %}<think>{% endif %}"
+    tokenizer = PromptTokenizer(plain, vocab_size=300)
+    measured = asyncio.run(tokenizer.encode_measured("hé"))
+    assert plain.decode(measured) == "hé"
+    assert prompt_token_ids(plain, "hé") == measured
+    for variables, text in (({}, "hé<think>"), ({"enable_thinking": True}, "hé<think>")):
+        assert plain.decode(asyncio.run(tokenizer.encode_chat(MESSAGES, variables))) == text
+    assert asyncio.run(tokenizer.encode_chat(MESSAGES, {"enable_thinking": False})) == measured
+
+
+@pytest.mark.parametrize("name", ["enable_thinkin", "chat_template", "messages", "tojson", "a b", ""])
+def test_variables_that_are_none_of_the_template_are_refused(name: str) -> None:
+    plain = byte_tokenizer()
+    plain.chat_template = "{{ messages }} {{ enable_thinking }} {{ 1 | tojson }} chat_template a b"
+    with pytest.raises(InvalidValueError, match=f"has no variable '{name}'") as caught:
+        asyncio.run(PromptTokenizer(plain, vocab_size=300).encode_chat(MESSAGES, {name: True}))
+    assert caught.value.param == "chat_template_kwargs"
+
+
+def test_values_with_which_a_template_can_do_nothing_are_a_mistake_of_the_request() -> None:
+    plain = byte_tokenizer()
+    plain.chat_template = "{{ budget + 1 }}"
+    with pytest.raises(InvalidValueError, match="cannot do with these values"):
+        asyncio.run(PromptTokenizer(plain, vocab_size=300).encode_chat(MESSAGES, {"budget": "much"}))
 
 
 @pytest.mark.parametrize("prompt", ["", [], [300]])

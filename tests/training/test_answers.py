@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from pruning.calibration.answers import prompt_token_ids
+from pruning.chat_prompts import prompt_token_ids
 from pruning.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from tests.tiny import tiny_checkpoint
 from training import answers as answers_module

@@ -8,9 +8,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from pruning.calibration import calibration
-from pruning.calibration.answers import Answers, prompt_token_ids
+from pruning.calibration.answers import Answers
 from pruning.calibration.calibration import CalibrationData, build_profile
 from pruning.calibration.profile import SelectivityProfile
+from pruning.chat_prompts import prompt_token_ids
 from pruning.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from pruning.errors import ModelError, ProfileError, StaleProfileError
 from tests.tiny import tiny_checkpoint

@@ -11,10 +11,10 @@ from torch.nn import functional as F
 from transformers import AutoModelForCausalLM
 
 from eval.tasks.registry import open_calibration
-from pruning.calibration.answers import prompt_token_ids
 from pruning.calibration.batches import TokenSequence, pad_batch
 from pruning.calibration.calibration import CalibrationData, load_network
 from pruning.calibration.layerwise import LayerwiseModel
+from pruning.chat_prompts import prompt_token_ids
 from pruning.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from pruning.compensation import layer_fit
 from pruning.compensation.compensation import CompensationSettings, compensate

@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 import torch
 
-from pruning.calibration.answers import Answers, prompt_token_ids
+from pruning.calibration.answers import Answers
 from pruning.calibration.calibration import load_network
+from pruning.chat_prompts import prompt_token_ids
 from pruning.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from pruning.errors import MemoryBoundError, ProfileError
 from server.loading import dense_answers as module
