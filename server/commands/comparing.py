@@ -15,7 +15,7 @@ from eval.comparison.comparison import Candidate, Comparison, Measured, compare
 from eval.comparison.report import render
 from eval.comparison.store import ComparisonStore, as_json
 from eval.provenance import provenance
-from eval.task import Task
+from eval.task import Task, TaskItem
 from eval.tasks.registry import open_task
 from pruning.calibration.batches import with_answers
 from pruning.calibration.calibration import load_network
@@ -35,6 +35,7 @@ from server.settings import CompareSettings, SettingsError
 if TYPE_CHECKING:  # takes a second and 80 MB to import; a comparison that is complete needs no model
     from transformers import PreTrainedModel
 
+FAR_SEED = 2**32  # nobody's seed: items that have no end are others by it
 RESULTS, RANKING = "results.json", "ranking.safetensors"
 
 
@@ -122,7 +123,7 @@ def _measure(
             f"none of the scores {', '.join(settings.scores)} allows {', '.join(settings.allocations)}: "
             f"add allocation uniform, or a score that compares across layers"
         )
-    items = task.evaluation(settings.items, settings.seed)
+    items = _items(task, settings.items, settings.seed)
     tokenizer = checkpoint.tokenizer()
     prompts = [prompt_token_ids(tokenizer, item.prompt) for item in items]
     device, dtype = measuring_on(settings, checkpoint)
@@ -178,6 +179,16 @@ def _measure(
         provenance=provenance(),
         seed=settings.seed,
     )
+
+
+def _items(task: Task, count: int, seed: int) -> list[TaskItem]:
+    """The last ones, where `eval` and `study` take the first: what some choose is then judged by others.
+
+    Raises TaskError where there are fewer than `count`.
+    """
+    if task.num_evaluation is None:
+        return task.evaluation(count, seed + FAR_SEED)
+    return task.evaluation(max(count, task.num_evaluation), seed)[-count:]
 
 
 def _key(*parts: object) -> str:

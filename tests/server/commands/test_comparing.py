@@ -8,7 +8,9 @@ from typing import Any
 import pytest
 import torch
 
+from eval.task import TaskError, TaskItem
 from eval.tasks.arithmetic import ArithmeticTask
+from eval.tasks.item_bank import ItemBank, ItemSplit
 from pruning.calibration.calibration import Calibration
 from pruning.checkpoints.checkpoint import open_checkpoint
 from pruning.errors import RankingError
@@ -154,6 +156,17 @@ def test_no_item_is_a_calibration_prompt(
     assert main(["compare", *common, *few, "--out", str(tmp_path)]) == 0
     assert len(set(judged)) == 4
     assert not set(judged) & {item.prompt for item in ArithmeticTask().calibration(500, 0)}
+    assert not set(judged) & {item.prompt for item in ArithmeticTask().evaluation(500, 0)}
+
+
+def test_an_order_is_chosen_by_other_items_than_it_is_judged_by_while_there_are_enough() -> None:
+    items = tuple(TaskItem(f"t/{number}", str(number), "1") for number in range(20))
+    task: Any = ItemBank("t", 8, ItemSplit("here", (), items), None)
+    chosen, judged = comparing._items(task, 8, seed=3), task.evaluation(12, seed=3)
+    assert {item.item_id for item in chosen + judged} == {item.item_id for item in items}
+    assert comparing._items(task, 4, seed=3) == chosen[-4:]
+    with pytest.raises(TaskError, match="21 were asked for"):
+        comparing._items(task, 21, seed=3)
 
 
 def test_an_order_in_steps_is_written_compared_and_served(common: list[str], tmp_path: Path) -> None:
