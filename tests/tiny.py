@@ -1,4 +1,4 @@
-"""Tiny random checkpoints of every served family, with a tokenizer that can encode any text."""
+"""Tiny random checkpoints of every served family, with a tokenizer that can encode any text, and an order."""
 
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,8 @@ from transformers import (
     Qwen3Config,
 )
 
+from pruning.ranking.ranking import Ranking, rank
+
 CONFIGS = {"llama": LlamaConfig, "qwen2": Qwen2Config, "qwen3": Qwen3Config, "mistral": MistralConfig}
 FAMILIES = tuple(CONFIGS)
 
@@ -22,6 +24,12 @@ CHATML = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
+
+
+def tiny_ranking(layers: int = 3, neurons: int = 192, seed: int = 1) -> Ranking:
+    """Any order of such a checkpoint's neurons."""
+    scores = torch.rand(layers, neurons, generator=torch.Generator().manual_seed(seed))
+    return rank(scores, score="random", profile_digest="none")
 
 
 def byte_tokenizer() -> PreTrainedTokenizerFast:

@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import torch
 
 from pruning.checkpoints.checkpoint import Checkpoint, open_checkpoint
-from pruning.ranking.ranking import Ranking, rank
+from pruning.ranking.ranking import Ranking
 from server.commands.serve import uvicorn_config
 from server.engine.engine import Engine
 from server.generation import Generations
@@ -22,7 +21,7 @@ from server.monitoring.tracing import Tracing
 from server.service import LoadedModel, assemble, load_variants
 from server.settings import ServeSettings
 from server.shutdown import GracefulServer
-from tests.tiny import tiny_checkpoint
+from tests.tiny import tiny_checkpoint, tiny_ranking
 
 # Long enough that no answer of this length ends before a test has looked at it.
 MAX_MODEL_LEN = 16_384
@@ -53,9 +52,7 @@ class Live:
 
 def make_tiny(directory: Path) -> Tiny:
     path = tiny_checkpoint(directory / "tiny", max_position_embeddings=MAX_MODEL_LEN)
-    scores = torch.rand(3, 192, generator=torch.Generator().manual_seed(1))
-    ranking = rank(scores, score="random", profile_digest="none")
-    return Tiny(open_checkpoint(str(path), directory), ranking, directory / "cache")
+    return Tiny(open_checkpoint(str(path), directory), tiny_ranking(), directory / "cache")
 
 
 @contextmanager

@@ -14,20 +14,19 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
-import torch
 
 from eval.endpoint import Endpoint, open_endpoint
 from eval.generate import Answer, Generate, GenerateError
 from eval.study.results import load
 from eval.subject import Strategy
 from eval.tasks.arithmetic import ArithmeticTask
-from pruning.ranking.ranking import rank
 from server.__main__ import EXIT_FAILED, main
 from server.judging.local import LocalSubject
 from server.loading.profiles import open_model
 from server.service import load_model
 from server.settings import ServeSettings
 from tests.integration.live import Live, Tiny, running
+from tests.tiny import tiny_ranking
 
 ROOT = Path(__file__).parents[2]
 PROMPTS = [f"What is {i} and {i}?" for i in range(6)]
@@ -226,7 +225,7 @@ def test_what_was_answered_in_other_numbers_is_another_answer(tiny: Tiny, live: 
         subject(tiny, live),
         subject(tiny, live, config=replace(config, quantization="int8")),
         subject(tiny, live, config=replace(config, dtype="bfloat16")),
-        subject(tiny, live, ranking=rank(torch.rand(3, 192), score="random", profile_digest="none")),
+        subject(tiny, live, ranking=tiny_ranking(seed=2)),
         subject(tiny, live, checkpoint=other_ends),
     ]
     assert len({json.dumps(each.identity(0.1)) for each in made}) == len(made)

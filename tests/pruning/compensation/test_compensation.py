@@ -23,13 +23,12 @@ from pruning.compensation.streams import Streams, StreamStore
 from pruning.delta import Delta
 from pruning.errors import DeltaError, MemoryBoundError
 from pruning.held_out import held_out, part
-from pruning.ranking.ranking import Ranking, rank
 from pruning.ranking.widths import widths_at
 from pruning.slicing import merge_delta, slice_model
 from server.loading.profiles import calibration_data, open_model
 from server.settings import ProfileSettings, load_settings
 from tests.pruning.answered import answers_to
-from tests.tiny import FAMILIES, tiny_checkpoint
+from tests.tiny import FAMILIES, tiny_checkpoint, tiny_ranking
 
 SETTINGS = CompensationSettings(rank=4, device="cpu", dtype=torch.float32, max_memory_bytes=2**30)
 DATA = CalibrationData(
@@ -38,16 +37,11 @@ DATA = CalibrationData(
 WIDTHS = (64, 192, 40)  # the middle layer is whole
 
 
-def ranking(layers: int = 3, neurons: int = 192) -> Ranking:
-    scores = torch.rand(layers, neurons, generator=torch.Generator().manual_seed(1))
-    return rank(scores, score="test", profile_digest="p")
-
-
 def fit(checkpoint: Checkpoint, work: Path, **changes: object) -> Delta:
     settings = dataclasses.replace(SETTINGS, **changes)
     answers = answers_to(DATA, checkpoint)
     return compensate(
-        checkpoint, ranking(), WIDTHS, 0.3, "counting", DATA, answers, settings, work, progress=False
+        checkpoint, tiny_ranking(), WIDTHS, 0.3, "counting", DATA, answers, settings, work, progress=False
     )
 
 
@@ -63,7 +57,7 @@ def divergence(checkpoint: Checkpoint, delta: Delta | None) -> float:
     def network():
         return AutoModelForCausalLM.from_pretrained(checkpoint.path, dtype=torch.float32).eval()
 
-    dense, pruned = network(), slice_model(network(), ranking(), WIDTHS)
+    dense, pruned = network(), slice_model(network(), tiny_ranking(), WIDTHS)
     if delta is not None:
         merge_delta(pruned, delta)
     tokenizer = checkpoint.tokenizer()
@@ -89,7 +83,7 @@ def test_what_is_reported_is_what_the_merged_model_does(family: str, tmp_path: P
     path = tiny_checkpoint(tmp_path / "tiny", family, **window)
     checkpoint = open_checkpoint(str(path), tmp_path / "cache")
     delta = fit(checkpoint, tmp_path / "work")
-    delta.check(model=checkpoint.fingerprint, ranking=ranking().digest, widths=WIDTHS)
+    delta.check(model=checkpoint.fingerprint, ranking=tiny_ranking().digest, widths=WIDTHS)
     reported = delta.provenance.settings
     for name, merged in (("kl_nats_before", None), ("kl_nats_after", delta)):
         expected = divergence(checkpoint, merged)
@@ -103,12 +97,12 @@ def test_the_first_layer_is_the_dense_solve(tiny: Checkpoint, tmp_path: Path) ->
     whole = dataclasses.replace(SETTINGS, rank=40)  # as the first layer's width: nothing is truncated
     given = answers_to(DATA, tiny)
     fitting = compensate(
-        tiny, ranking(), (40, 192, 64), 0.3, "counting", DATA, given, whole, tmp_path, progress=False
+        tiny, tiny_ranking(), (40, 192, 64), 0.3, "counting", DATA, given, whole, tmp_path, progress=False
     )
     found = fitting.layers[0]["down_proj"].product().double()
     answers = given.token_ids
     model = AutoModelForCausalLM.from_pretrained(tiny.path, dtype=torch.float32).eval()
-    layer, kept = model.model.layers[0], ranking().permutation[0, :40]
+    layer, kept = model.model.layers[0], tiny_ranking().permutation[0, :40]
     seen: list[torch.Tensor] = []
     layer.post_attention_layernorm.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0][0]))
     for message, answer in zip(DATA.target, answers, strict=True):
@@ -149,7 +143,7 @@ def test_a_layer_is_to_mend_half_of_what_is_amiss(tiny: Checkpoint, tmp_path: Pa
     model = LayerwiseModel(load_network(tiny, torch.device("cpu"), torch.float32))
     batch = RoleBatch("fitted", pad_batch([TokenSequence((5, 6, 7))], torch.device("cpu")))
     store = StreamStore(tmp_path, 0, torch.device("cpu"))
-    run = LayerFit(model, ranking(), WIDTHS, 4, [batch], store)
+    run = LayerFit(model, tiny_ranking(), WIDTHS, 4, [batch], store)
     dense, corrected = torch.randn(2, 1, 3, 64, generator=torch.Generator().manual_seed(5))
     seen: list[torch.Tensor] = []
 
@@ -161,7 +155,7 @@ def test_a_layer_is_to_mend_half_of_what_is_amiss(tiny: Checkpoint, tmp_path: Pa
     with torch.no_grad():
         run._add(0, neurons, Streams(dense, corrected, None), batch, SimpleNamespace(fitted=Sums()))
         x = model.mlp_input(0, corrected[0])
-        mlp, kept = model.mlps[0], ranking().permutation[0, : WIDTHS[0]]
+        mlp, kept = model.mlps[0], tiny_ranking().permutation[0, : WIDTHS[0]]
         h = (F.silu(mlp.gate_proj(x)) * mlp.up_proj(x))[:, kept]
         back = dense[0] - corrected[0]
         missing = (mlp(x) + back) / 2 - h @ mlp.down_proj.weight[:, kept].T
@@ -174,7 +168,7 @@ def test_the_dense_stream_leaves_a_layer_where_the_corrected_one_waits(
 ) -> None:
     model = LayerwiseModel(load_network(tiny, torch.device("cpu"), torch.float32))
     batch = RoleBatch("fitted", pad_batch([TokenSequence((5, 6, 7))], torch.device("cpu")))
-    run = LayerFit(model, ranking(), WIDTHS, 4, [batch], StreamStore(tmp_path, 0, torch.device("cpu")))
+    run = LayerFit(model, tiny_ranking(), WIDTHS, 4, [batch], StreamStore(tmp_path, 0, torch.device("cpu")))
     with torch.no_grad():
         stream, inputs = model.embed(batch.tokens)
         run._inputs.append(inputs)
@@ -229,7 +223,7 @@ def test_what_cannot_be_fitted_is_refused(tiny: Checkpoint, tmp_path: Path) -> N
     with pytest.raises(DeltaError, match="2 prompts are too few"):
         compensate(
             tiny,
-            ranking(),
+            tiny_ranking(),
             WIDTHS,
             0.3,
             "counting",
@@ -246,7 +240,7 @@ def test_a_pruned_model_comes_nearer_to_the_dense_one(tmp_path: Path) -> None:
     settings = load_settings(ProfileSettings, {})
     checkpoint = open_model(settings)
     data = calibration_data(open_calibration("arithmetic", settings.task_options()), 30, 0)
-    order = ranking(6, checkpoint.architecture.intermediate_size)
+    order = tiny_ranking(6, checkpoint.architecture.intermediate_size)
     widths = widths_at(order, 0.3, "uniform")
     fitting = dataclasses.replace(SETTINGS, rank=32)
     answers = answers_to(data, checkpoint)

@@ -17,18 +17,13 @@ from pruning.checkpoints.checkpoint import open_checkpoint
 from pruning.errors import ExportError, ModelError, ProfileError
 from pruning.export import export as export_module
 from pruning.export.export import export_checkpoint
-from pruning.ranking.ranking import Ranking, rank
+from pruning.ranking.ranking import Ranking
 from pruning.slicing import slice_model
-from tests.tiny import FAMILIES, tiny_checkpoint
+from tests.tiny import FAMILIES, tiny_checkpoint, tiny_ranking
 
 WEIGHTS = "model.safetensors"
 TOKENS = torch.tensor([[5, 80, 81, 40, 7, 9], [30, 31, 60, 61, 62, 63]])
 UNIFORM, UNEVEN = (64, 64, 64), (40, 160, 8)
-
-
-def ranking(layers: int = 3) -> Ranking:
-    scores = torch.rand(layers, 192, generator=torch.Generator().manual_seed(1))
-    return rank(scores, score="test", profile_digest="p")
 
 
 def export(
@@ -40,7 +35,7 @@ def export(
     order: Ranking | None = None,
 ) -> Path:
     checkpoint = open_checkpoint(str(model), out / "cache")
-    order = ranking() if order is None else order
+    order = tiny_ranking() if order is None else order
     export_checkpoint(checkpoint, order, widths, out, dtype=dtype, card="# Card", progress=False)
     return out
 
@@ -64,7 +59,7 @@ def model(original: Path, tmp_path: Path) -> Path:
 def test_one_width_for_all_is_the_sliced_model_bit_by_bit(family: str, tmp_path: Path) -> None:
     dense = tiny_checkpoint(tmp_path / "dense", family)
     exported = load(export(dense, tmp_path / "out"))
-    sliced = slice_model(load(dense), ranking(), UNIFORM)
+    sliced = slice_model(load(dense), tiny_ranking(), UNIFORM)
 
     assert exported.config.intermediate_size == 64
     expected, found = sliced.state_dict(), exported.state_dict()
@@ -76,7 +71,7 @@ def test_one_width_for_all_is_the_sliced_model_bit_by_bit(family: str, tmp_path:
 def test_uneven_widths_are_filled_up_with_neurons_that_change_nothing(family: str, tmp_path: Path) -> None:
     dense = tiny_checkpoint(tmp_path / "dense", family)
     exported = load(export(dense, tmp_path / "out", UNEVEN))
-    sliced = slice_model(load(dense), ranking(), UNEVEN)
+    sliced = slice_model(load(dense), tiny_ranking(), UNEVEN)
 
     assert exported.config.intermediate_size == max(UNEVEN)
     torch.testing.assert_close(exported(TOKENS).logits, sliced(TOKENS).logits, rtol=1e-5, atol=1e-5)
@@ -223,6 +218,6 @@ def test_a_damaged_model_is_told_as_that(model: Path, tmp_path: Path) -> None:
 
 def test_what_does_not_fit_the_model_is_refused(model: Path, tmp_path: Path) -> None:
     with pytest.raises(ProfileError, match="rank a profile of this model"):
-        export(model, tmp_path / "out", order=ranking(layers=2))
+        export(model, tmp_path / "out", order=tiny_ranking(layers=2))
     with pytest.raises(ProfileError, match="3 from 1 to 192 fit"):
         export(model, tmp_path / "out", (64, 64, 193))

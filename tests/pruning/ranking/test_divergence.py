@@ -9,9 +9,8 @@ from pruning.calibration.batches import TokenSequence
 from pruning.ranking import divergence
 from pruning.ranking.divergence import AnswerDivergence, DenseReference
 from pruning.ranking.masking import keeping, kept_neurons
-from pruning.ranking.ranking import rank
 from pruning.slicing import slice_model
-from tests.tiny import tiny_checkpoint
+from tests.tiny import tiny_checkpoint, tiny_ranking
 
 EOS = 200
 SEQUENCES = [
@@ -19,9 +18,7 @@ SEQUENCES = [
     TokenSequence((30, 31), (60, 61, 62, 63, 64, 65, 66)),  # cut off, and the longest
     TokenSequence((100, 3, 77, 12, 15, 19, 21), (EOS,)),
 ]
-RANKING = rank(
-    torch.rand(3, 192, generator=torch.Generator().manual_seed(3)), score="test", profile_digest="p"
-)
+RANKING = tiny_ranking(seed=3)
 WIDTHS = (128, 96, 160)
 
 

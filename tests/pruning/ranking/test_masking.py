@@ -9,11 +9,9 @@ from pruning.calibration.activations import mlps
 from pruning.ranking.masking import keeping, kept_neurons
 from pruning.ranking.ranking import rank
 from pruning.slicing import slice_model
-from tests.tiny import FAMILIES, tiny_checkpoint
+from tests.tiny import FAMILIES, tiny_checkpoint, tiny_ranking
 
-RANKING = rank(
-    torch.rand(3, 192, generator=torch.Generator().manual_seed(3)), score="test", profile_digest="p"
-)
+RANKING = tiny_ranking(seed=3)
 WIDTHS = (64, 192, 8)
 TOKENS = torch.tensor([[5, 80, 81, 40, 7, 9]])
 

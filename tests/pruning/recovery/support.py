@@ -9,12 +9,11 @@ from transformers import PreTrainedModel
 from pruning.calibration.batches import TokenSequence
 from pruning.calibration.calibration import load_network
 from pruning.checkpoints.checkpoint import Checkpoint, open_checkpoint
-from pruning.ranking.ranking import Ranking, rank
 from pruning.recovery.dense import TaughtSequence
 from pruning.recovery.loss import TopTokens
 from pruning.recovery.network import AdaptedNetwork, AdapterSettings
 from pruning.recovery.processes import Processes
-from tests.tiny import tiny_checkpoint
+from tests.tiny import tiny_checkpoint, tiny_ranking
 
 WIDE, NARROW = (64, 192, 40), (64, 48, 24)
 ADAPTER = AdapterSettings(rank=4, alpha=8.0, seed=0)
@@ -30,15 +29,10 @@ def network(checkpoint: Checkpoint, dtype: torch.dtype = torch.float32) -> PreTr
     return load_network(checkpoint, torch.device("cpu"), dtype)
 
 
-def order(seed: int = 1, layers: int = 3, neurons: int = 192) -> Ranking:
-    scores = torch.rand(layers, neurons, generator=torch.Generator().manual_seed(seed))
-    return rank(scores, score="test", profile_digest="p")
-
-
 def adapted(
     checkpoint: Checkpoint, widths: Sequence[Sequence[int]] = (WIDE,), **options: object
 ) -> AdaptedNetwork:
-    return AdaptedNetwork(network(checkpoint), order(), widths, ADAPTER, **options)
+    return AdaptedNetwork(network(checkpoint), tiny_ranking(), widths, ADAPTER, **options)
 
 
 def stir(net: AdaptedNetwork, seed: int = 0) -> None:

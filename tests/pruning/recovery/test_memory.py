@@ -9,8 +9,8 @@ from pruning.errors import MemoryBoundError
 from pruning.recovery.memory import GIB, TrainingMemory
 from pruning.recovery.network import AdaptedNetwork
 from pruning.recovery.packing import pack
-from tests.pruning.recovery.support import ADAPTER, WIDE, adapted, network, open_tiny, order, random_sequences
-from tests.tiny import FAMILIES
+from tests.pruning.recovery.support import ADAPTER, WIDE, adapted, network, open_tiny, random_sequences
+from tests.tiny import FAMILIES, tiny_ranking
 
 PARTS = TrainingMemory(weights=8 * GIB, matrices=GIB, logits=GIB, activations=6 * GIB, recomputed=GIB)
 
@@ -19,7 +19,7 @@ PARTS = TrainingMemory(weights=8 * GIB, matrices=GIB, logits=GIB, activations=6 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_activations_are_about_those_that_are_kept(family: str, dtype: torch.dtype, tmp_path: Path) -> None:
     checkpoint = open_tiny(tmp_path, family)
-    net = AdaptedNetwork(network(checkpoint, dtype), order(), (WIDE,), ADAPTER)
+    net = AdaptedNetwork(network(checkpoint, dtype), tiny_ranking(), (WIDE,), ADAPTER)
     row = pack([one for seed in range(9) for one in random_sequences(9, seed)], net.device)
     estimate = TrainingMemory.of(
         checkpoint, WIDE, ADAPTER.rank, row_tokens=row.input_ids.shape[1], dtype=dtype

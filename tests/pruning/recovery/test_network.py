@@ -17,19 +17,18 @@ from tests.pruning.recovery.support import (
     adapted,
     network,
     open_tiny,
-    order,
     random_sequences,
     stir,
 )
-from tests.tiny import FAMILIES
+from tests.tiny import FAMILIES, tiny_ranking
 
 
 def provenance(widths: tuple[int, ...]) -> DeltaProvenance:
-    return DeltaProvenance("tiny", "m", "counting", order().digest, 0.3, widths, "recovery", {}, "now")
+    return DeltaProvenance("tiny", "m", "counting", tiny_ranking().digest, 0.3, widths, "recovery", {}, "now")
 
 
 def merged_hidden(checkpoint: Checkpoint, widths: tuple[int, ...], layers: Layers, row: PackedRow) -> Tensor:
-    merged = slice_model(network(checkpoint), order(), widths)
+    merged = slice_model(network(checkpoint), tiny_ranking(), widths)
     merge_delta(merged, Delta(provenance(widths), layers))
     output = merged.model(input_ids=row.input_ids, position_ids=row.position_ids, use_cache=False)
     return output.last_hidden_state[0, row.predicting]
@@ -127,7 +126,7 @@ def test_a_gpu_finds_the_same_gradients(tmp_path: Path) -> None:
     gradients = []
     for device in ("cpu", "cuda"):
         model = load_network(checkpoint, torch.device(device), torch.float32)
-        net = AdaptedNetwork(model, order(), (WIDE, NARROW), ADAPTER)
+        net = AdaptedNetwork(model, tiny_ranking(), (WIDE, NARROW), ADAPTER)
         stir(net)
         net.hidden(pack(random_sequences(4), net.device), 1).square().sum().backward()
         gradients.append([parameter.grad.cpu() for parameter in net.parameters().values()])

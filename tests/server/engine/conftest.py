@@ -4,13 +4,11 @@ import dataclasses
 from collections.abc import Callable
 
 import pytest
-import torch
 
 from pruning.checkpoints.checkpoint import open_checkpoint
-from pruning.ranking.ranking import rank
 from server.engine import kernels
 from tests.server.engine.support import Loaded
-from tests.tiny import FAMILIES, tiny_checkpoint
+from tests.tiny import FAMILIES, tiny_checkpoint, tiny_ranking
 
 
 @pytest.fixture(scope="session")
@@ -34,8 +32,7 @@ def load(
         if key not in opened:
             path = tiny_checkpoint(tmp_path_factory.mktemp(family) / "tiny", family, **overrides)
             checkpoint = open_checkpoint(str(path), tmp_path_factory.mktemp("cache"))
-            scores = torch.rand(3, 192, generator=torch.Generator().manual_seed(1))
-            opened[key] = Loaded(checkpoint, rank(scores, score="random", profile_digest="none"))
+            opened[key] = Loaded(checkpoint, tiny_ranking())
         return dataclasses.replace(opened[key], device=device)
 
     return loader

@@ -10,12 +10,11 @@ from transformers import AutoModelForCausalLM
 from pruning.checkpoints.checkpoint import open_checkpoint
 from pruning.errors import ForeignDeltaError
 from pruning.export.export import export_checkpoint
-from pruning.ranking.ranking import rank
 from pruning.slicing import merge_delta
 from tests.deltas import random_delta
 from tests.server.engine.support import Loaded, generate, logit_gap, prompt
 from tests.server.engine.test_laws import TIE
-from tests.tiny import tiny_checkpoint
+from tests.tiny import tiny_checkpoint, tiny_ranking
 
 
 @pytest.mark.parametrize("widths", [(96, 96, 96), (160, 96, 32)])
@@ -72,8 +71,7 @@ def test_a_delta_is_added_in_float32_and_rounded_once(
     stored: torch.dtype, dtype: torch.dtype | None, tmp_path: Path
 ) -> None:
     checkpoint = open_checkpoint(str(tiny_checkpoint(tmp_path / "tiny", dtype=stored)), tmp_path)
-    scores = torch.rand(3, 192, generator=torch.Generator().manual_seed(1))
-    ranking, widths = rank(scores, score="random", profile_digest="none"), (96, 96, 96)
+    ranking, widths = tiny_ranking(), (96, 96, 96)
     delta = random_delta(checkpoint, ranking, widths)
     export_checkpoint(
         checkpoint, ranking, widths, tmp_path / "out", dtype=dtype, card="", progress=False, delta=delta

@@ -4,12 +4,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from pruning.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from pruning.delta import Delta
-from pruning.ranking.ranking import Ranking, rank
 from server.engine.config import EngineConfig
 from server.engine.engine import Engine, load_engine
 from server.engine.request import Request, SamplingParams
@@ -18,7 +16,7 @@ from server.loading.deltas import NamedDelta
 from server.monitoring.efficiency import CostModel, TokenCost
 from server.variants import VariantBuilder
 from tests.deltas import random_delta
-from tests.tiny import FAMILIES, tiny_checkpoint
+from tests.tiny import FAMILIES, tiny_checkpoint, tiny_ranking
 
 DENSE, UNEVEN = (192, 192, 192), (40, 160, 8)
 CONFIG = EngineConfig(
@@ -34,11 +32,6 @@ CONFIG = EngineConfig(
 )
 
 
-def ranking() -> Ranking:
-    scores = torch.rand(3, 192, generator=torch.Generator().manual_seed(1))
-    return rank(scores, score="random", profile_digest="none")
-
-
 def checkpoint(directory: Path, family: str = "qwen2", **overrides: object) -> Checkpoint:
     return open_checkpoint(str(tiny_checkpoint(directory / "tiny", family, **overrides)), directory)
 
@@ -50,7 +43,7 @@ def build(engine: Engine, model: Checkpoint, widths: tuple[int, ...], delta: Del
         lambda widths: 0.0,
         engine,
         fingerprint=model.fingerprint,
-        ranking=ranking().digest,
+        ranking=tiny_ranking().digest,
     )
     return builder.build(0.3, None if delta is None else NamedDelta("d", delta))
 
@@ -73,16 +66,16 @@ def test_modelled_flops_are_those_that_a_step_of_one_token_spends(
     family: str, widths: tuple[int, ...], tmp_path: Path
 ) -> None:
     model = checkpoint(tmp_path, family)
-    engine = load_engine(model, ranking(), DENSE, CONFIG)
+    engine = load_engine(model, tiny_ranking(), DENSE, CONFIG)
     variant = build(engine, model, widths)
     assert CostModel(model, engine).of(variant).flops == flops_of_a_step(engine, [variant])
 
 
 def test_a_delta_costs_its_own_numbers(tmp_path: Path) -> None:
     model = checkpoint(tmp_path)
-    engine = load_engine(model, ranking(), DENSE, CONFIG)
+    engine = load_engine(model, tiny_ranking(), DENSE, CONFIG)
     # Of the down projection alone: queries, keys and values share one product that multiplies zeros as well.
-    delta = random_delta(model, ranking(), UNEVEN, projections=("down_proj",))
+    delta = random_delta(model, tiny_ranking(), UNEVEN, projections=("down_proj",))
     plain, corrected = build(engine, model, UNEVEN), build(engine, model, UNEVEN, delta)
     costs = CostModel(model, engine)
     assert costs.of(corrected).flops == flops_of_a_step(engine, [corrected])
@@ -95,7 +88,7 @@ def test_bytes_are_those_of_all_weights_but_an_embedding_that_is_not_the_head(
     tied: bool, tmp_path: Path
 ) -> None:
     model = checkpoint(tmp_path, tie_word_embeddings=tied)
-    engine = load_engine(model, ranking(), DENSE, CONFIG)
+    engine = load_engine(model, tiny_ranking(), DENSE, CONFIG)
     with model.open_tensors() as tensors:
         held = sum(tensors.get(name).nbytes for name in tensors.names)
         embedding = tensors.get("model.embed_tokens.weight").nbytes
@@ -106,7 +99,7 @@ def test_bytes_are_those_of_all_weights_but_an_embedding_that_is_not_the_head(
 
 def test_dense_is_the_whole_model_also_where_it_is_not_served(tmp_path: Path) -> None:
     model = checkpoint(tmp_path)
-    whole, narrow = (load_engine(model, ranking(), widths, CONFIG) for widths in (DENSE, UNEVEN))
+    whole, narrow = (load_engine(model, tiny_ranking(), widths, CONFIG) for widths in (DENSE, UNEVEN))
     pruned = build(narrow, model, UNEVEN)
     assert CostModel(model, narrow).dense == CostModel(model, whole).of(build(whole, model, DENSE))
     saved = 3 * 64 * (sum(DENSE) - sum(UNEVEN))
