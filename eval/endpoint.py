@@ -15,11 +15,13 @@ import httpx
 
 from eval.generate import Answer, AnswerEnd, Generate, GenerateError
 from eval.subject import Strategy, VariantFacts
+from pruning.chat_prompts import MEASUREMENT_VARIABLES
 
 PATIENCE_SECONDS = 600.0  # that a busy server may go on saying so
 FIRST_WAIT_SECONDS, LONGEST_WAIT_SECONDS = 1.0, 30.0
 TIMEOUT = httpx.Timeout(600.0, connect=10.0)
 BUSY = (httpx.codes.TOO_MANY_REQUESTS, httpx.codes.SERVICE_UNAVAILABLE)
+VARIABLES_FIELD = "chat_template_kwargs"
 ENDS = ("stop", "length", "loop")
 
 
@@ -37,6 +39,7 @@ class Endpoint:
     Attributes:
         variants: sparsity -> what a Secateur server serves; empty for any other server.
         models: names of the models that any server lists.
+        template_variables: that the server's chat template reads and every request sets.
     """
 
     def __init__(
@@ -46,12 +49,18 @@ class Endpoint:
         models: Sequence[str],
         *,
         stop_on_loop: bool,
+        template_variables: Mapping[str, Any],
     ) -> None:
         self._http = http
         self.variants = variants
         self.models = models
+        self.template_variables = template_variables
         # What only Secateur understands; others may refuse it.
-        self._extensions = {"allow_unsafe": True, "stop_on_loop": stop_on_loop} if variants else {}
+        self._extensions: dict[str, Any] = (
+            {"allow_unsafe": True, "stop_on_loop": stop_on_loop} if variants else {}
+        )
+        if template_variables:
+            self._extensions[VARIABLES_FIELD] = dict(template_variables)
 
     def variant_at(self, sparsity: float) -> VariantFacts:
         """What the server has at `sparsity`. Raises GenerateError that says what there is."""
@@ -121,11 +130,18 @@ async def open_endpoint(
         try:
             listed = await http.get("/v1/variants")
             models = await http.get("/v1/models")
+            variants = {} if listed.status_code == httpx.codes.NOT_FOUND else _variants(_json(listed))
+            variables = MEASUREMENT_VARIABLES if variants and await _takes_variables(http) else {}
         except httpx.HTTPError as error:
             raise _unreachable(http, error) from error
-        variants = {} if listed.status_code == httpx.codes.NOT_FOUND else _variants(_json(listed))
         names = [str(model["id"]) for model in _json(models)["data"]]
-        yield Endpoint(http, variants, names, stop_on_loop=stop_on_loop)
+        yield Endpoint(http, variants, names, stop_on_loop=stop_on_loop, template_variables=variables)
+
+
+async def _takes_variables(http: httpx.AsyncClient) -> bool:
+    """Whether a Secateur's chat template reads what is set where something is measured: others it refuses."""
+    body = {"messages": [{"role": "user", "content": "?"}], VARIABLES_FIELD: dict(MEASUREMENT_VARIABLES)}
+    return (await http.post("/tokenize", json=body)).status_code == httpx.codes.OK
 
 
 @dataclass(frozen=True)
@@ -149,7 +165,12 @@ class ServedSubject:
 
     def identity(self, sparsity: float) -> dict[str, Any]:
         served = self.endpoint.variants[sparsity]
-        return {"url": self.url, "variant": served.facts.name, "widths": list(served.widths)}
+        return {
+            "url": self.url,
+            "variant": served.facts.name,
+            "widths": list(served.widths),
+            **self.endpoint.template_variables,
+        }
 
     async def tokens_per_second(self, sparsity: float, prompts: Sequence[str], max_tokens: int) -> None:
         """A server may be serving others meanwhile, so its speed would say little."""

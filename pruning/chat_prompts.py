@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Any, cast
 
+from jinja2 import Environment, TemplateError, meta
 from transformers import PreTrainedTokenizerBase
 
 # What chat templates that ask for the date (Llama 3's does) are told: else prompts, answers, and all that is
@@ -16,6 +17,8 @@ MEASUREMENT_DATE = datetime(2026, 1, 1)
 # What is measured are answers of a few hundred tokens. A model that thinks first (Qwen3 does, unless it is
 # told not to) would be cut off within its thoughts.
 MEASUREMENT_VARIABLES: Mapping[str, Any] = {"enable_thinking": False}
+_SYNTAX = Environment(extensions=["jinja2.ext.loopcontrols"])  # nothing is rendered by it
+_OF_TRANSFORMERS = re.compile(r"\{%-?\s*(end)?generation\s*-?%\}")  # a tag that jinja2 does not know
 _CLOCK = re.compile(r"""strftime_now\(\s*(["'])(.*?)\1\s*\)""")
 
 
@@ -31,6 +34,14 @@ def prompt_token_ids(tokenizer: PreTrainedTokenizerBase, prompt: str) -> list[in
         **MEASUREMENT_VARIABLES,
     )
     return list(cast("list[int]", ids))
+
+
+def template_variables(template: str) -> frozenset[str]:
+    """What a chat template reads but does not set: its messages, what one may set, what it calls."""
+    try:
+        return frozenset(meta.find_undeclared_variables(_SYNTAX.parse(_OF_TRANSFORMERS.sub("", template))))
+    except TemplateError:
+        return frozenset()  # rendering it says what is wrong
 
 
 def timeless_template(tokenizer: PreTrainedTokenizerBase) -> str:

@@ -248,7 +248,7 @@ class Message(BaseModel):
         return {"role": self.role, "content": content, **({"name": self.name} if self.name else {})}
 
 
-TemplateVariables = dict[str, bool | int | float | str]
+TemplateVariables = dict[str, bool | int | float | Text]
 Messages = Annotated[list[Message], Field(min_length=1, fail_fast=True)]
 
 
@@ -258,7 +258,7 @@ class ChatCompletionRequest(GenerationRequest):
     unsupported = {**_UNSUPPORTED_EVERYWHERE, **_UNSUPPORTED_IN_CHAT}
 
     messages: Messages
-    chat_template_kwargs: TemplateVariables = {}
+    chat_template_kwargs: TemplateVariables | None = None
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
@@ -292,7 +292,7 @@ class TokenizeRequest(BaseModel):
 
     prompt: Text | None = None
     messages: Messages | None = None
-    chat_template_kwargs: TemplateVariables = {}
+    chat_template_kwargs: TemplateVariables | None = None
     add_special_tokens: bool = True
 
     @model_validator(mode="after")

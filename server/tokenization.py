@@ -3,24 +3,25 @@
 Knows the tokenizer and the size of the vocabulary; the text of answers is the engine's detokenizer's.
 """
 
-import re
 from collections.abc import Mapping, Sequence
 from inspect import signature
 from types import MappingProxyType
 from typing import Any
 
 from jinja2 import TemplateError
+from jinja2.defaults import DEFAULT_NAMESPACE
 from starlette.concurrency import run_in_threadpool
 from transformers import PreTrainedTokenizerBase
 
-from pruning.chat_prompts import MEASUREMENT_VARIABLES, timeless_template
+from pruning.chat_prompts import MEASUREMENT_VARIABLES, template_variables, timeless_template
 from server.errors import InvalidValueError
 
 VARIABLES_FIELD = "chat_template_kwargs"  # of a request; so it is called in vLLM
 NO_VARIABLES: Mapping[str, Any] = MappingProxyType({})
 # What transformers hands to a template, and takes itself: no variables of a request.
 _OWN_NAMES = frozenset(signature(PreTrainedTokenizerBase.apply_chat_template).parameters) | {
-    *("messages", "raise_exception", "strftime_now", "tojson", "namespace", "range", "loop")
+    *("messages", "raise_exception", "strftime_now"),
+    *DEFAULT_NAMESPACE,
 }
 REPLACEMENT_CHARACTER = "\ufffd"  # what part of a character decodes to
 
@@ -37,6 +38,8 @@ class PromptTokenizer:
         self._vocab_size = vocab_size
         self._anchor: int = tokenizer.encode("a", add_special_tokens=False)[-1]
         self._token_texts: dict[int, str] = {}
+        template = tokenizer.get_chat_template() if tokenizer.chat_template else ""
+        self._variables = template_variables(template) - _OWN_NAMES - tokenizer.special_tokens_map.keys()
 
     async def encode(
         self, prompt: str | list[int], param: str, *, add_special_tokens: bool = True
@@ -109,12 +112,12 @@ class PromptTokenizer:
 
     def _check_variables(self, variables: Mapping[str, Any]) -> None:
         """Whether the template reads them: another name is a mistake, or one of transformers' own."""
-        for name in variables:
-            known = re.search(rf"\b{re.escape(name)}\b", str(self._tokenizer.chat_template or ""))
-            if name in _OWN_NAMES or not name.isidentifier() or not known:
-                raise InvalidValueError(
-                    f"the model's chat template has no variable {name!r}: leave it out", param=VARIABLES_FIELD
-                )
+        for name in variables.keys() - self._variables:
+            told = f"only {', '.join(sorted(self._variables))}" if self._variables else "and no other"
+            raise InvalidValueError(
+                f"the model's chat template has no variable {name!r}, {told}: leave it out",
+                param=VARIABLES_FIELD,
+            )
 
     def check_ids(self, token_ids: Sequence[int], param: str) -> None:
         """Raises InvalidValueError for an id that the model has no row for."""

@@ -71,6 +71,7 @@ def main() -> None:
     settings = Settings(**{field.name: getattr(arguments, field.name) for field in fields(Settings)})
     torch.set_num_threads(settings.threads)
     torch.manual_seed(settings.seed)
+    output.mkdir(parents=True, exist_ok=True)
     if initial is None:
         texts = (
             f"system\nuser\n{prompt}\nassistant\n{answer}"
@@ -184,12 +185,11 @@ def save(
     copy.generation_config = GenerationConfig(  # type: ignore[no-untyped-call]
         do_sample=False, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id
     )
-    output.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(dir=output.parent, prefix=f".{output.name}.") as work:
+    with TemporaryDirectory(dir=output) as work:
         copy.save_pretrained(work)
         tokenizer.save_pretrained(work)
         (Path(work) / TRAINING_FILE).write_text(json.dumps(training, indent=2) + "\n")
-        for file in Path(work).iterdir():
+        for file in sorted(Path(work).iterdir(), key=lambda file: file.suffix == ".safetensors"):
             file.replace(output / file.name)
 
 

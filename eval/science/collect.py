@@ -26,6 +26,7 @@ METHODS = (DEFAULT_SCORE, PAPER_METHOD, *RANDOM_METHODS, DEFAULT_SCORE + REVERSE
 DENSE = "dense"
 CORRECTED = "+ "  # between an order and the name of a delta
 STUDY_FILE, EVALUATION_FILES = "results.json", "eval-*.json"
+TASK_DIGEST = "digest"  # of what is drawn from, and of how it is graded
 FINGERPRINT_DIGITS = 16  # that a study keeps
 
 
@@ -64,14 +65,14 @@ class Ground:
 
     Attributes:
         points: by method and sparsity, the dense model first, then in the order of the files.
-        left_out: evaluations that are not of what the studies are of, by path: in what they differ.
+        left_out: evaluations by another grading, or of other items, than the studies.
     """
 
     model: str
     task: str
     points: Mapping[tuple[str, float], Point]
     sources: tuple[Source, ...]
-    left_out: Mapping[str, tuple[str, ...]]
+    left_out: tuple[Point, ...]
 
     @property
     def dense(self) -> Point | None:
@@ -97,11 +98,11 @@ def collect(directory: Path) -> dict[tuple[str, str], Ground]:
     """Every ground that was asked for, be it empty, from the studies under `directory`.
 
     Evaluations may lie beside a study's results. In a folder of their own there, the order of the neurons was
-    measured otherwise, and the folder's name says how. Those that were asked something else are left out, so
+    measured otherwise, and the folder's name says how. Those of another digest of the task are left out, so
     that a study may be made anew, with a newer grading say, before they are.
 
     Raises:
-        ScienceError: studies of one ground differ in items, weights or limits, or a cell is there twice.
+        ScienceError: results of one ground differ in items, weights or limits, or a cell is there twice.
         ResultsError: a file cannot be read.
     """
     found: dict[tuple[str, str], list[_Read]] = {(model, task): [] for model in MODELS for task in TASKS}
@@ -132,12 +133,12 @@ class _Read:
 def _put_together(model: str, task: str, read: Sequence[_Read]) -> Ground:
     points: dict[tuple[str, float], Point] = {}
     sources: list[Source] = []
-    left_out: dict[str, tuple[str, ...]] = {}
+    left_out: list[Point] = []
     for each in read:
         path, first, expected = each.source.path, read[0].source.path, read[0].conditions
-        differing = tuple(name for name in expected if each.conditions[name] != expected[name])
-        if differing and not each.is_study:
-            left_out[path] = differing
+        differing = [name for name in expected if each.conditions[name] != expected[name]]
+        if differing == [TASK_DIGEST] and not each.is_study:
+            left_out += each.points
             continue
         if differing:
             raise ScienceError(
@@ -152,7 +153,7 @@ def _put_together(model: str, task: str, read: Sequence[_Read]) -> Ground:
                     f"at {task}: remove one"
                 )
         sources.append(each.source)
-    return Ground(model, task, points, tuple(sources), left_out)
+    return Ground(model, task, points, tuple(sources), tuple(left_out))
 
 
 def _read_study(study: StudyResults, path: str) -> _Read:
@@ -205,5 +206,5 @@ def _read_evaluation(evaluation: Evaluation, path: Path) -> _Read:
 def _conditions(
     task: Mapping[str, Any], settings: Mapping[str, Any], weights: Mapping[str, Any]
 ) -> dict[str, Any]:
-    items = {name: task[name] for name in ("digest", "items", "seed", "max_new_tokens")}
+    items = {name: task[name] for name in (TASK_DIGEST, "items", "seed", "max_new_tokens")}
     return {**items, "stop_on_loop": settings["stop_on_loop"], **weights}

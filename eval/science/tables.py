@@ -68,10 +68,11 @@ def missing(grounds: Grounds) -> str:
         elif lacking:
             told = ", ".join(f"{method} at {sparsity:g}" for method, sparsity in lacking)
             lines.append(f"- {model} at {task}: {told}")
-        for path, differing in ground.left_out.items():
+        for point in ground.left_out:
+            is_there = (point.method, point.sparsity) in ground.points
+            way_on = "remove it, the study has that too" if is_there else "ask anew with `secateur eval`"
             lines.append(
-                f"- {model} at {task}: {path}, which differs from the study in {', '.join(differing)} and is "
-                "left out until `secateur eval` asks anew"
+                f"- {model} at {task}: {point.source} is left out, which another grading judged: {way_on}"
             )
     return "\n".join(lines) or "Nothing."
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from pruning.chat_prompts import MEASUREMENT_VARIABLES
 from pruning.checkpoints.tensors import TensorReader
 from pruning.errors import ModelError
 
@@ -82,15 +83,20 @@ def model_fingerprint(config: dict[str, Any], reader: TensorReader) -> str:
 def tokenizer_fingerprint(path: Path) -> str:
     """Hexadecimal SHA-256 over the files in directory `path` that turn a chat into tokens, template included.
 
+    And over what the template is told where something is measured, if it asks: answers depend on it.
+
     Raises:
         ModelError: there is no vocabulary among them.
     """
     check_vocabulary(path)
-    digest = hashlib.sha256()
+    digest, asked_for = hashlib.sha256(), dict[str, Any]()
     for file in (path / name for name in TOKENIZER_FILES if (path / name).is_file()):
         content = file.read_bytes()
         digest.update(f"\n{file.name} {len(content)}\n".encode())
         digest.update(content)
+        asked_for |= {name: told for name, told in MEASUREMENT_VARIABLES.items() if name.encode() in content}
+    if asked_for:
+        digest.update(json.dumps(asked_for, sort_keys=True).encode())
     return digest.hexdigest()
 
 

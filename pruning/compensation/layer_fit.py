@@ -6,6 +6,7 @@ least_squares.py's. What is fitted on what is for compensation.py.
 """
 
 import logging
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, cast
@@ -191,11 +192,8 @@ class LayerFit:
         return cast("Tensor", (1 - PULL) * self._model.mlps[layer](x) + PULL * (dense - corrected))
 
     def _solve(self, layer: int, moments: _Moments) -> LowRank | None:
-        if not moments.fitted.are_finite:
-            raise DeltaError(
-                f"what layer {layer} of {len(self._widths)} computes is not finite in this precision: fit in "
-                "bfloat16 or float32 (--dtype)"
-            )
+        if not (moments.fitted.are_finite and moments.judged.are_finite):
+            raise _not_finite(f"layer {layer + 1} of {len(self._widths)}")
         choice = choose_ridge(moments.fitted, moments.judged, RIDGES, self._rank)
         logger.info(
             "layer %d of %d, %d neurons: ridge %s leaves %.3f of the squared error",
@@ -224,4 +222,12 @@ class LayerFit:
                 dense, plain, corrected = (F.log_softmax(self._model.logits(row), dim=-1) for row in rows)
                 before += float(F.kl_div(plain, dense, reduction="sum", log_target=True))
                 after += float(F.kl_div(corrected, dense, reduction="sum", log_target=True))
+        if not math.isfinite(before + after):
+            raise _not_finite("the last layer")
         return Divergence(tokens, before / tokens, after / tokens)
+
+
+def _not_finite(layer: str) -> DeltaError:
+    return DeltaError(
+        f"what {layer} computes is not finite in this precision: fit in bfloat16 or float32 (--dtype)"
+    )

@@ -49,7 +49,10 @@ def load_unfinished(work: Path, provenance: DeltaProvenance) -> UnfinishedFit:
     file = work / LAYERS_FILE
     if not file.exists():
         return UnfinishedFit(file, provenance, ())
-    found = load_delta(file)
+    try:
+        found = load_delta(file)
+    except DeltaError as error:
+        raise DeltaError(f"{work} holds an unfinished fit that cannot go on ({error}): remove it") from error
     settings = dict(found.provenance.settings)
     count = int(settings.pop(FITTED_LAYERS))
     if replace(found.provenance, settings=settings, created=provenance.created) != provenance:

@@ -32,6 +32,7 @@ CARD_FILE = "README.md"
 # Licences usually ask to go with the model.
 COPIED_FILES = ("generation_config.json", *TOKENIZER_FILES, "LICENSE*", "NOTICE*")
 HEAD = "lm_head.weight"
+WORK_PREFIX = ".secateur-export-"
 
 
 def export_checkpoint(
@@ -49,10 +50,10 @@ def export_checkpoint(
 
     A delta is merged: its products are added to the matrices in float32, and the sums rounded once.
 
-    The directory appears under its name whole or not at all.
+    The directory appears under its name whole or not at all; if it is there already, config.json comes last.
 
     Args:
-        out: a directory that is empty, or not there yet.
+        out: a directory that is empty, but for remains of exports that were killed, or not there yet.
         dtype: of all floating-point tensors; None keeps the checkpoint's.
         card: Markdown, for README.md.
         progress: whether to show a bar, on stderr.
@@ -69,7 +70,7 @@ def export_checkpoint(
     architecture = checkpoint.architecture
     check_fit(ranking, widths, architecture.num_layers, architecture.intermediate_size)
     out = out.expanduser().resolve()
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+    if out.exists() and not (out.is_dir() and all(map(_is_nobodys, out.iterdir()))):
         raise ExportError(f"{out} is there already and not an empty directory; choose another --out")
     if delta is not None:
         delta.check(model=checkpoint.fingerprint, ranking=ranking.digest, widths=widths)
@@ -169,14 +170,16 @@ def _appearing_whole(out: Path, num_bytes: int) -> Iterator[Path]:
 
     Within `out` where that is there already: it may be a volume, whose parent is another disk.
     """
-    name = f".{out.name}.{uuid4().hex}"
-    work = out / name if out.exists() else out.with_name(name)
+    work = (out if out.exists() else out.parent) / f"{WORK_PREFIX}{uuid4().hex}"
+    moved: list[Path] = []
     try:
         work.mkdir(parents=True)
         yield work
         if work.parent == out:
-            for file in sorted(work.iterdir(), key=lambda file: file.name == CONFIG_FILE):  # that one last
+            for file in sorted(work.iterdir(), key=lambda file: file.name == CONFIG_FILE):
+                moved.append(out / file.name)
                 file.replace(out / file.name)
+            moved.clear()
         else:
             work.replace(out)
     except OSError as error:
@@ -185,7 +188,14 @@ def _appearing_whole(out: Path, num_bytes: int) -> Iterator[Path]:
             f"make room, or choose another --out"
         ) from error
     finally:
+        for file in moved:
+            file.unlink(missing_ok=True)
         shutil.rmtree(work, ignore_errors=True)
+
+
+def _is_nobodys(entry: Path) -> bool:
+    """What a new file system has, and what is left of an export that was killed."""
+    return entry.name == "lost+found" or entry.name.startswith(WORK_PREFIX)
 
 
 def _write_json(file: Path, content: object) -> None:

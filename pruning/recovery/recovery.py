@@ -22,7 +22,7 @@ from pruning.chat_prompts import prompt_token_ids
 from pruning.checkpoints.checkpoint import Checkpoint
 from pruning.delta import Delta, DeltaProvenance, Setting
 from pruning.errors import DeltaError, NothingGainedError
-from pruning.held_out import held_out
+from pruning.held_out import HELD_OUT_RULE, held_out
 from pruning.ranking.ranking import Ranking
 from pruning.recovery.dense import DenseSource, TaughtSequence, dense_sequences
 from pruning.recovery.memory import TrainingMemory
@@ -253,6 +253,7 @@ def _facts(
         "ranking": ranking.digest,
         "variants": [asdict(variant) for variant in variants],
         "data": source.digest,
+        "held_out": HELD_OUT_RULE,
         "starts": [start.digest for start in starts],
         "settings": {
             **asdict(settings.adapter),

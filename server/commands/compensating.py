@@ -5,6 +5,7 @@ from pathlib import Path
 
 from eval.tasks.registry import open_calibration
 from pruning.compensation.compensation import CompensationSettings, compensate
+from pruning.compensation.unfinished import LAYERS_FILE
 from pruning.delta import Delta
 from pruning.errors import DeltaError
 from pruning.ranking.widths import widths_at
@@ -27,7 +28,7 @@ def fit_delta(settings: CompensateSettings) -> tuple[Path, Delta]:
     """
     out = settings.out
     work = out.with_name(f"{out.name}.work")
-    if out.exists() and not work.exists():  # else it ended between the two, and only has to tidy up
+    if out.exists() and not (work / LAYERS_FILE).exists():  # else it ended before it had tidied up
         raise DeltaError(f"{out} is there already; choose another --out, or remove it")
     source = open_calibration(settings.task, settings.task_options())
     checkpoint = open_model(settings)

@@ -11,7 +11,6 @@ import torch
 
 from eval.provenance import provenance
 from eval.tasks.registry import open_calibration
-from pruning.delta import load_delta
 from pruning.errors import DeltaError
 from pruning.files import write_atomically
 from pruning.ranking.widths import widths_at
@@ -26,6 +25,7 @@ from pruning.recovery.recovery import (
     recover,
 )
 from pruning.recovery.training import TrainingSettings
+from server.loading.deltas import load_apart
 from server.loading.dense_answers import dense_answers
 from server.loading.devices import resolve_device, resolve_dtype
 from server.loading.profiles import cache_directory, memory_bound, open_model
@@ -84,7 +84,10 @@ def _recover(settings: RecoverSettings, processes: Processes) -> tuple[list[Path
         how,
         work,
         processes,
-        starts=sorted(map(load_delta, settings.init), key=lambda delta: delta.provenance.sparsity),
+        starts=sorted(
+            (load_apart(path, settings.task) for path in settings.init),
+            key=lambda delta: delta.provenance.sparsity,
+        ),
         progress=processes.is_first,
     )
     if processes.is_first:

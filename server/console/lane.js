@@ -83,8 +83,9 @@ export class Lane {
    * @param {object} body @param {AbortSignal} signal that stops it, as `stop` does
    */
   async ask(body, signal) {
-    this.#asking = new AbortController();
-    const either = AbortSignal.any([signal, this.#asking.signal]);
+    const asking = new AbortController();
+    this.#asking = asking;
+    signal.addEventListener("abort", () => asking.abort(), { once: true });
     const answer = {
       ...{ tokens: [], text: "", running: true, ended: false, finish: "", by: "", error: "" },
       ...{ asked: performance.now(), first: 0, last: 0 },
@@ -93,7 +94,7 @@ export class Lane {
     this.#events.onProgress();
     try {
       const wanted = { ...body, stream: true, logprobs: true };
-      for await (const chunk of stream("/v1/chat/completions", wanted, either)) {
+      for await (const chunk of stream("/v1/chat/completions", wanted, asking.signal)) {
         take(answer, chunk);
         this.#events.onProgress();
       }

@@ -110,6 +110,7 @@ class RequestStats:
         first_output_time, last_output_time: when the steps that computed what was delivered first and last
             had ended; making text of it and delivering it come after.
         first_token_time: when its first token was delivered.
+        wanted_tokens: that were asked for at most; 0 where only the prompt was to be weighed.
     """
 
     variant: Variant
@@ -122,6 +123,7 @@ class RequestStats:
     finished_time: float
     prompt_tokens: int
     cached_tokens: int  # prompt tokens whose KV came from the prefix cache
+    wanted_tokens: int
     generated_tokens: int
     trap: Trap  # how the answer failed to end, if it did
 

@@ -196,6 +196,7 @@ class RequestStream:
             finished_time=time.monotonic(),
             prompt_tokens=self.num_prompt_tokens,
             cached_tokens=self.num_cached_tokens,
+            wanted_tokens=self._request.sampling.max_tokens,
             generated_tokens=self.num_generated_tokens,
             trap=self._trap(reason),
         )

@@ -31,6 +31,11 @@ def read_delta(path: Path, task: str) -> NamedDelta:
             f"the variant would be called after the file {path.name!r}; such names have up to 64 letters, "
             "digits, '.', '_' and '-': rename the file"
         )
+    return NamedDelta(path.stem, load_apart(path, task))
+
+
+def load_apart(path: Path, task: str) -> Delta:
+    """The delta in a file, if it has not seen what the task judges by. Raises DeltaError, as `read_delta`."""
     delta = load_delta(path)
     if uses_up(delta.provenance.task, task):
         made = delta.provenance.task
@@ -38,4 +43,4 @@ def read_delta(path: Path, task: str) -> NamedDelta:
             f"{path} was made for {made}, of both halves of {task}: judged by it the variant would look "
             f"better than it is. Use --task {made}, or make one for {task}"
         )
-    return NamedDelta(path.stem, delta)
+    return delta

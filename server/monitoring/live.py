@@ -58,7 +58,7 @@ class Interval:
     Attributes:
         time: of its end, in seconds since the epoch.
         requests_per_second: answers that have ended; what begins and does not end is in `running`.
-        first_token_p50 …: seconds; None where no token came.
+        first_token_p50 …: seconds; None where no token came and nobody gave up waiting for one.
     """
 
     time: float

@@ -260,7 +260,9 @@ class Metrics:
         seconds = stats.finished_time - stats.arrival_time
         self._request_seconds.labels(variant).observe(seconds)
         # Else a stall that all clients leave would look like nothing at all.
-        given_up = stats.first_token_time is None and stats.finish_reason in _BROKEN_OFF
+        given_up = (
+            stats.wanted_tokens > 0 and stats.first_token_time is None and stats.finish_reason in _BROKEN_OFF
+        )
         if given_up and seconds > FIRST_TOKEN_OBJECTIVE_SECONDS:
             self._first_token_seconds.labels(variant).observe(seconds)
         if stats.first_scheduled_time is not None:

@@ -109,7 +109,9 @@ class HttpSettings(BaseSettings):
         (), description="bearer keys for /v1 and /tokenize; none: open to all"
     )
     admin_key: Key | None = Field(
-        None, description="bearer key for /admin; none: loopback peers alone, at localhost or an address"
+        None,
+        description="bearer key for /admin; none: loopback peers alone, at localhost or an address, and no "
+        "other site's page",
     )
     console: bool = Field(True, description="the web page at /")
     traces: bool = Field(

@@ -1,6 +1,7 @@
 """Servers of every kind, well-behaved or not, over a made-up transport. A real one: tests/integration."""
 
 import asyncio
+import json
 from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from typing import Any, TypeVar
@@ -9,8 +10,9 @@ import httpx
 import pytest
 
 from eval import endpoint as endpoint_module
-from eval.endpoint import Endpoint, open_endpoint
+from eval.endpoint import Endpoint, ServedSubject, open_endpoint
 from eval.generate import Answer, GenerateError
+from eval.subject import Strategy
 
 T = TypeVar("T")
 CHAT = "/v1/chat/completions"
@@ -57,6 +59,34 @@ def ask(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
 
 def chat(variant: str) -> Callable[[Endpoint], Awaitable[Answer]]:
     return lambda endpoint: endpoint("why?", variant=variant, max_tokens=9)
+
+
+@pytest.mark.parametrize("takes_them", [True, False])
+def test_a_model_that_thinks_first_is_told_not_to_where_its_template_reads_that(
+    ask: Callable[..., Any], takes_them: bool
+) -> None:
+    sent: list[Any] = []
+
+    def tokenized(request: httpx.Request) -> httpx.Response:
+        sent.append(json.loads(request.read())["chat_template_kwargs"])
+        return httpx.Response(200 if takes_them else 400, json={"tokens": [1]})
+
+    def answered(request: httpx.Request) -> dict[str, Any]:
+        sent.append(json.loads(request.read()).get("chat_template_kwargs"))
+        return completion(secateur={"variant": "m:s20"})
+
+    def identity(endpoint: Endpoint) -> dict[str, Any]:
+        return ServedSubject(endpoint, "u", Strategy("s", "s", "forward"), (0.2,)).identity(0.2)
+
+    async def both(endpoint: Endpoint) -> dict[str, Any]:
+        await chat("m:s20")(endpoint)
+        return identity(endpoint)
+
+    answers = {"/v1/variants": {"data": [VARIANT]}, "/v1/models": MODELS, "/tokenize": tokenized}
+    told = ask({**answers, CHAT: answered}, both)
+    without = {"enable_thinking": False}
+    assert sent == [without, without if takes_them else None]
+    assert ("enable_thinking" in told) == takes_them
 
 
 def test_other_servers_are_asked_nothing_that_they_do_not_know(ask: Callable[..., Any]) -> None:

@@ -74,6 +74,11 @@ def refusal(response: httpx.Response) -> tuple[int, str, str | None]:
             },  # which this template knows nothing of
             (400, "invalid_value", "chat_template_kwargs"),
         ),
+        (
+            CHAT,
+            {**HI, "chat_template_kwargs": {"a": [1]}},
+            (422, "schema_violation", "chat_template_kwargs.a"),
+        ),
         (CHAT, {**HI, "tools": [{}]}, (400, "unsupported_field", "tools")),
         (CHAT, {"messages": []}, (422, "schema_violation", "messages")),
         (CHAT, {"messages": [{"role": "bot", "content": "a"}]}, (422, "schema_violation", "messages.0.role")),

@@ -112,9 +112,9 @@ def test_answers_that_never_begin_are_slow_unless_their_clients_were_impatient(
         dying.wait()
         raise RuntimeError("meant to happen")
 
-    def leave_after(seconds: float) -> None:
+    def leave_after(seconds: float, **fields: object) -> None:
         with pytest.raises(httpx.ReadTimeout):
-            client.post(COMPLETIONS, json=body, timeout=seconds)
+            client.post(COMPLETIONS, json={**body, **fields}, timeout=seconds)
 
     def slow_and_all() -> tuple[float, float]:
         samples = scrape(client)
@@ -133,6 +133,11 @@ def test_answers_that_never_begin_are_slow_unless_their_clients_were_impatient(
             with monkeypatch.context() as patched:  # a busy machine must not make 0.1 s as long as 1
                 patched.setattr(metrics, "FIRST_TOKEN_OBJECTIVE_SECONDS", WAIT_SECONDS)
                 leave_after(0.1)
+                eventually(lambda: live.generations.num_open == 0)
+            assert slow_and_all() == (0, 0)
+            with monkeypatch.context() as patched:
+                patched.setattr(metrics, "FIRST_TOKEN_OBJECTIVE_SECONDS", 0.0)
+                leave_after(0.1, max_tokens=0, echo=True)
                 eventually(lambda: live.generations.num_open == 0)
             assert slow_and_all() == (0, 0)
             waiting = pool.submit(client.post, COMPLETIONS, json=body)

@@ -55,11 +55,16 @@ def test_a_model_that_thinks_first_does_not_where_it_is_measured_and_does_as_its
     assert asyncio.run(tokenizer.encode_chat(MESSAGES, {"enable_thinking": False})) == measured
 
 
-@pytest.mark.parametrize("name", ["enable_thinkin", "chat_template", "messages", "tojson", "a b", ""])
+@pytest.mark.parametrize(
+    "name", ["enable_thinkin", "chat_template", "messages", "think", "own", "raise_exception", "a b", ""]
+)
 def test_variables_that_are_none_of_the_template_are_refused(name: str) -> None:
     plain = byte_tokenizer()
-    plain.chat_template = "{{ messages }} {{ enable_thinking }} {{ 1 | tojson }} chat_template a b"
-    with pytest.raises(InvalidValueError, match=f"has no variable '{name}'") as caught:
+    plain.chat_template = (
+        "{% set own = 1 %}{% generation %}{{ messages }}{{ own }} a b <think>{% endgeneration %}"
+        "{% if enable_thinking is defined %}{{ raise_exception('chat_template') }}{% endif %}"
+    )
+    with pytest.raises(InvalidValueError, match=f"has no variable '{name}', only enable_thinking:") as caught:
         asyncio.run(PromptTokenizer(plain, vocab_size=300).encode_chat(MESSAGES, {name: True}))
     assert caught.value.param == "chat_template_kwargs"
 

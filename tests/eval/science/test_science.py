@@ -257,14 +257,21 @@ def test_results_of_something_else_are_not_put_together(studies: Path, part: str
 def test_evaluations_from_before_a_study_was_made_anew_are_left_out_and_named(studies: Path) -> None:
     before = load(studies / "mine" / "results.json")
     evaluations.save(evaluation(before, 0.2, "r64", solved(15)), studies / "mine" / "eval-s20-r64.json")
+    evaluations.save(evaluation(before, 0.2, None, solved(15)), studies / "mine" / "eval-s20.json")
     anew = dataclasses.replace(before, task={**before.task, "digest": "of a newer grading"})
     put(studies, "mine", anew)
     grounds = collect(studies)
     assert "r64" not in retention(grounds)
-    assert "mine/eval-s20-r64.json, which differs from the study in digest and is left out" in missing(
-        grounds
-    )
+    told = missing(grounds)
+    assert "mine/eval-s20-r64.json is left out, which another grading judged: ask anew with" in told
+    assert "mine/eval-s20.json is left out, which another grading judged: remove it" in told
     assert [source.path for source in grounds["coder-0.5b", "humaneval"].sources] == ["mine/results.json"]
+
+    other = evaluation(before, 0.2, "r32", solved(15))
+    other.task["seed"] = 7
+    evaluations.save(other, studies / "mine" / "eval-s20-r32.json")
+    with pytest.raises(ScienceError, match="differ in digest, seed"):
+        collect(studies)
 
 
 def test_studies_of_other_models_and_tasks_are_left_alone(studies: Path) -> None:

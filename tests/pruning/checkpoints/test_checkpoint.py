@@ -9,6 +9,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from pruning.checkpoints import checkpoint as checkpoint_module
+from pruning.checkpoints import fingerprints
 from pruning.checkpoints.checkpoint import default_cache_dir, open_checkpoint
 from pruning.errors import ModelError, UnsupportedModelError
 from tests.tiny import tiny_checkpoint
@@ -228,6 +229,22 @@ def test_the_tokenizer_fingerprint_covers_the_chat_template(model: Path, origina
 
     assert after.tokenizer_fingerprint != before.tokenizer_fingerprint
     assert after.fingerprint == before.fingerprint
+
+
+def test_what_a_template_is_told_where_something_is_measured_is_part_of_it(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was measured while a model still thought first is of something else."""
+
+    def found(template: str) -> str:
+        (model / "chat_template.jinja").write_text(template)
+        return open_checkpoint(str(model), model).tokenizer_fingerprint
+
+    thinks, plain = "{{ messages }}{% if enable_thinking %}<think>{% endif %}", "{{ messages }}"
+    before = {template: found(template) for template in (thinks, plain)}
+    monkeypatch.setattr(fingerprints, "MEASUREMENT_VARIABLES", {"enable_thinking": True})
+    assert found(plain) == before[plain]
+    assert found(thinks) != before[thinks]
 
 
 def test_a_model_without_a_tokenizer_says_so(model: Path) -> None:

@@ -235,6 +235,20 @@ def test_what_cannot_be_fitted_is_refused(tiny: Checkpoint, tmp_path: Path) -> N
         )
 
 
+def test_what_overflows_is_told_with_the_layer(tmp_path: Path) -> None:
+    """In float16 a stream of small numbers weighs so much that its products are none."""
+    path = tiny_checkpoint(tmp_path / "tiny")
+    model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
+    with torch.no_grad():
+        model.model.embed_tokens.weight.mul_(1e-3)
+        model.model.layers[0].post_attention_layernorm.weight.mul_(2e2)
+        model.model.layers[0].self_attn.o_proj.weight.zero_()
+    model.save_pretrained(path)
+    checkpoint = open_checkpoint(str(path), tmp_path / "cache")
+    with pytest.raises(DeltaError, match=r"layer 1 of 3 computes is not finite .* bfloat16 or float32"):
+        fit(checkpoint, tmp_path / "work", dtype=torch.float16)
+
+
 def test_a_pruned_model_comes_nearer_to_the_dense_one(tmp_path: Path) -> None:
     """math-mini on answers that nothing was fitted on, 30% of its neurons removed at random."""
     settings = load_settings(ProfileSettings, {})

@@ -161,6 +161,27 @@ def test_what_is_there_is_never_written_over(model: Path, tmp_path: Path) -> Non
     assert (tmp_path / "file").read_text() == (tmp_path / "full" / "notes").read_text() == "mine"
 
 
+def test_remains_of_a_killed_export_and_of_a_new_file_system_are_no_content(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "volume"
+    (out / "lost+found").mkdir(parents=True)
+    (out / f"{export_module.WORK_PREFIX}0123").mkdir()
+
+    def interrupted(self: Path, target: Path) -> Path:
+        if self.name == "config.json":
+            raise KeyboardInterrupt
+        return replace(self, target)
+
+    replace = Path.replace
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            export(model, out)
+    assert len(list(out.iterdir())) == 2, "what had been moved is gone again"
+    assert load(export(model, out)).config.intermediate_size == 64
+
+
 def test_an_empty_directory_stays_the_one_that_it_is(model: Path, tmp_path: Path) -> None:
     """It may be a volume that was mounted there: neither is it replaced nor its parent written to."""
     (tmp_path / "empty").mkdir()

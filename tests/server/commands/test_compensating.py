@@ -42,6 +42,8 @@ def test_the_delta_is_told_and_nothing_else_is_left(
     bounded = ["--out", str(tmp_path / "bounded.safetensors"), "--max-memory", "1e-3"]
     assert main(["compensate", *arguments, *fit, *bounded]) == EXIT_FAILED
     assert "the bound is 0.001: raise --max-memory" in capsys.readouterr().err
+    left = again.with_name(f"{again.name}.work")
+    left.mkdir()  # of a run that was killed while it tidied up
     assert main(["compensate", *arguments, *fit, "--out", str(again)]) == EXIT_FAILED
     assert "is there already" in capsys.readouterr().err
 

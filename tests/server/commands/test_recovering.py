@@ -1,5 +1,6 @@
 """`secateur recover` from the command line to an evaluation and an export that use what it trained."""
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from pruning.errors import DeltaError
 from pruning.recovery.training import Trainer
 from server.__main__ import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE, main
 from server.commands import recovering
+from server.loading import rankings
 from tests.server.commands.counting import profiled_arguments
 
 ROOT = Path(__file__).parents[3]
@@ -219,14 +221,26 @@ def test_unfinished_work_of_another_order_or_damaged_is_refused(
     assert main(asked) == 0
 
 
-def test_training_goes_on_from_a_delta_of_that_variant_and_order_only(
-    arguments: list[str], delta: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_training_goes_on_from_a_delta_of_that_variant_order_and_task_only(
+    arguments: list[str],
+    delta: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     asked = ["recover", *arguments, *TRAINING, "--out", str(tmp_path / "d"), "--init", str(delta)]
     assert main([*asked, "--sparsity", "0.2"]) == EXIT_FAILED
     assert "the widths are" in capsys.readouterr().err
     assert main([*asked, "--sparsity", "0.35", "--order", "reverse"]) == EXIT_FAILED
     assert "the ranking's digest is" in capsys.readouterr().err
+    foreign = load_delta(delta)
+    provenance = dataclasses.replace(foreign.provenance, task="humaneval")
+    dataclasses.replace(foreign, provenance=provenance).save(tmp_path / "humaneval.st")
+    with monkeypatch.context() as patched:
+        patched.setitem(rankings._USES_UP, "humaneval", "counting")
+        other = [*asked[: asked.index("--init")], "--init", str(tmp_path / "humaneval.st")]
+        assert main([*other, "--sparsity", "0.35"]) == EXIT_FAILED
+        assert "was made for humaneval, of both halves of counting" in capsys.readouterr().err
     assert main([*asked, "--sparsity", "0.35"]) == 0
     after = load_delta(delta).provenance.settings["kl_nats_after"]
     report = json.loads((tmp_path / "d.report.json").read_text())

@@ -45,6 +45,7 @@ ENDED = RequestStats(
     finished_time=8.0,
     prompt_tokens=3,
     cached_tokens=0,
+    wanted_tokens=16,
     generated_tokens=5,
     trap=Trap.NONE,
 )
