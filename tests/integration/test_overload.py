@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -36,7 +37,10 @@ def test_a_full_queue_is_a_429_that_says_when_to_come_back(tiny: Tiny) -> None:
 
 
 def test_what_waits_is_the_load_and_holds_probes_back(
-    tiny: Tiny, monkeypatch: pytest.MonkeyPatch, eventually: Callable[[Callable[[], bool]], None]
+    tiny: Tiny,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    eventually: Callable[[Callable[[], bool]], None],
 ) -> None:
     """By the one "auto" leans towards smaller sizes, by the other nobody waits for a probe."""
     made: list[tuple[Callable[[], float], Callable[[], bool]]] = []
@@ -49,12 +53,14 @@ def test_what_waits_is_the_load_and_holds_probes_back(
             super().__init__(tokens_per_second, blocked=blocked, **options)
 
     monkeypatch.setattr(probing, "TokenBucket", Recorded)
-    with running(tiny, max_num_seqs=1, max_waiting=4, probe_budget=0.02) as live, live.client() as client:
+    probed = {"probe_budget": 0.02, "cache_dir": tmp_path}
+    with running(tiny, max_num_seqs=1, max_waiting=4, **probed) as live, live.client() as client:
         [(rate, blocked)] = made
         assert not live.generations.metrics.workload.tokens_per_second, "nothing has been measured"
         assert rate() == 0.02 * probing.UNMEASURED_TOKENS_PER_SECOND
         with client.stream("POST", COMPLETIONS, json={**ENDLESS, "n": 3, "stream": True}) as response:
-            assert next(response.iter_lines()).startswith("data: ")
+            lines = response.iter_lines()  # kept: without it the client would leave
+            assert next(lines).startswith("data: ")
             eventually(lambda: live.generations.load() == 0.5)
             assert blocked()
         eventually(lambda: live.generations.load() == 0)
