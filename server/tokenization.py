@@ -5,7 +5,6 @@ Knows the tokenizer and the size of the vocabulary; the text of answers is the e
 
 from collections.abc import Mapping, Sequence
 from inspect import signature
-from types import MappingProxyType
 from typing import Any
 
 from jinja2 import TemplateError
@@ -17,7 +16,6 @@ from pruning.chat_prompts import MEASUREMENT_VARIABLES, template_variables, time
 from server.errors import InvalidValueError
 
 VARIABLES_FIELD = "chat_template_kwargs"  # of a request; so it is called in vLLM
-NO_VARIABLES: Mapping[str, Any] = MappingProxyType({})
 # What transformers hands to a template, and takes itself: no variables of a request.
 _OWN_NAMES = frozenset(signature(PreTrainedTokenizerBase.apply_chat_template).parameters) | {
     *("messages", "raise_exception", "strftime_now"),
@@ -62,7 +60,7 @@ class PromptTokenizer:
         return list(token_ids)
 
     async def encode_chat(
-        self, messages: list[dict[str, str]], variables: Mapping[str, Any] = NO_VARIABLES
+        self, messages: list[dict[str, str]], variables: Mapping[str, Any] | None = None
     ) -> list[int]:
         """Token ids of a chat up to where the assistant's answer begins.
 
@@ -72,8 +70,8 @@ class PromptTokenizer:
         Raises:
             InvalidValueError: the model has no chat template, or that does not take messages or variables.
         """
-        self._check_variables(variables)
-        return await self._encode_chat(messages, None, variables)
+        self._check_variables(variables or {})
+        return await self._encode_chat(messages, None, variables or {})
 
     async def encode_measured(self, prompt: str) -> list[int]:
         """Of a user message by which something is measured, as `prompt_token_ids` does. Raises the same."""

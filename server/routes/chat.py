@@ -34,7 +34,7 @@ def chat_router(
         decision = generation.choose(body.ask())
         tokenizer.check_ids(list(body.logit_bias or ()), "logit_bias")
         generation.check_places(1, body.num_choices)
-        prompt = await tokenizer.encode_chat(body.template_messages(), body.chat_template_kwargs or {})
+        prompt = await tokenizer.encode_chat(body.template_messages(), body.chat_template_kwargs)
         left = max_model_len - len(prompt)
         if left < 1:
             raise ContextLengthError(

@@ -15,7 +15,7 @@ def tokenize_router(tokenizer: PromptTokenizer, max_model_len: int) -> APIRouter
     @router.post("/tokenize")
     async def tokenize(body: TokenizeRequest) -> dict[str, Any]:
         if body.messages is not None:
-            tokens = await tokenizer.encode_chat(body.template_messages(), body.chat_template_kwargs or {})
+            tokens = await tokenizer.encode_chat(body.template_messages(), body.chat_template_kwargs)
         else:
             assert body.prompt is not None, "the schema sees to it"
             tokens = await tokenizer.encode(body.prompt, "prompt", add_special_tokens=body.add_special_tokens)

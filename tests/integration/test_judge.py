@@ -168,12 +168,17 @@ def finished_run(client: httpx.Client, eventually: Eventually) -> dict[str, Any]
     return run
 
 
+def probe(client: httpx.Client, eventually: Eventually, items: int) -> None:
+    """Asks every variant so many items, and waits until all are judged."""
+    client.post(RUN, json={"items": items})
+    finished_run(client, eventually)
+
+
 def test_users_never_pay_for_probes_in_their_metrics(
     math_mini: Tiny, tmp_path: Path, eventually: Eventually
 ) -> None:
     with judged(math_mini, tmp_path, probe_budget=0.0) as live, live.client() as client:
-        client.post(RUN, json={"items": 1})
-        finished_run(client, eventually)
+        probe(client, eventually, items=1)
         samples = scrape(client)
     for name in (
         "secateur_requests_total",
@@ -189,8 +194,7 @@ def test_metrics_say_of_a_variant_what_its_evidence_says(
     math_mini: Tiny, tmp_path: Path, eventually: Eventually
 ) -> None:
     with judged(math_mini, tmp_path, probe_budget=0.0) as live, live.client() as client:
-        client.post(RUN, json={"items": 24})
-        finished_run(client, eventually)
+        probe(client, eventually, items=24)
         found, samples = known(client, PRUNED)["evidence"], scrape(client)
     label = frozenset({("variant", PRUNED), ("task", "arithmetic")})
 
@@ -216,8 +220,7 @@ def test_a_variant_that_was_judged_is_known_when_it_comes_back(
     math_mini: Tiny, tmp_path: Path, eventually: Eventually
 ) -> None:
     with judged(math_mini, tmp_path, probe_budget=0.0) as live, live.client() as client:
-        client.post(RUN, json={"items": 1})
-        finished_run(client, eventually)
+        probe(client, eventually, items=1)
         client.delete(f"/admin/variants/{PRUNED}")
     with judged(math_mini, tmp_path, probe_budget=0.0, sparsities=(0.0,)) as live, live.client() as client:
         client.post("/admin/variants", json={"sparsity": 0.2})
@@ -247,8 +250,7 @@ def test_what_is_computed_otherwise_is_judged_anew(
 
     cache = tmp_path / "cache"
     with judged(math_mini, cache, **settings) as live, live.client() as client:
-        client.post(RUN, json={"items": 1})
-        finished_run(client, eventually)
+        probe(client, eventually, items=1)
         assert items(client) == 1
     with judged(model, cache, **other) as live, live.client() as client:
         assert items(client) == 0

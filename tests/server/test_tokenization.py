@@ -16,6 +16,13 @@ from tests.tiny import byte_tokenizer
 MESSAGES = [{"role": "user", "content": "hé"}]
 
 
+def measured(plain: PreTrainedTokenizerFast) -> list[int]:
+    """How a message is encoded where something is measured: by a server, and the same without one."""
+    token_ids = asyncio.run(PromptTokenizer(plain, vocab_size=300).encode_measured("hé"))
+    assert prompt_token_ids(plain, "hé") == token_ids
+    return token_ids
+
+
 def test_text_and_ids_are_encoded_alike() -> None:
     tokenizer = PromptTokenizer(byte_tokenizer(), vocab_size=300)
     token_ids = asyncio.run(tokenizer.encode("hé\n", "prompt"))
@@ -34,10 +41,8 @@ def test_a_template_that_asks_for_the_date_is_told_today_but_where_something_is_
     """Else what is measured would be of other prompts every day."""
     plain = byte_tokenizer()
     plain.chat_template = "{{ strftime_now('%Y-%m-%d') }} {{ messages[0].content }}"
+    assert plain.decode(measured(plain)) == "2026-01-01 hé"
     tokenizer = PromptTokenizer(plain, vocab_size=300)
-    measured = asyncio.run(tokenizer.encode_measured("hé"))
-    assert plain.decode(measured) == "2026-01-01 hé"
-    assert prompt_token_ids(plain, "hé") == measured
     asked = plain.decode(asyncio.run(tokenizer.encode_chat(MESSAGES)))
     assert asked == f"{datetime.now():%Y-%m-%d} hé"
 
@@ -46,13 +51,11 @@ def test_a_model_that_thinks_first_does_not_where_it_is_measured_and_does_as_its
     """As Qwen3's: without the variable it thinks, and its answers would be cut off within their thoughts."""
     plain = byte_tokenizer()
     plain.chat_template = "{{ messages[0].content }}{% if enable_thinking is not false %}<think>{% endif %}"
+    assert plain.decode(measured(plain)) == "hé"
     tokenizer = PromptTokenizer(plain, vocab_size=300)
-    measured = asyncio.run(tokenizer.encode_measured("hé"))
-    assert plain.decode(measured) == "hé"
-    assert prompt_token_ids(plain, "hé") == measured
     for variables, text in (({}, "hé<think>"), ({"enable_thinking": True}, "hé<think>")):
         assert plain.decode(asyncio.run(tokenizer.encode_chat(MESSAGES, variables))) == text
-    assert asyncio.run(tokenizer.encode_chat(MESSAGES, {"enable_thinking": False})) == measured
+    assert asyncio.run(tokenizer.encode_chat(MESSAGES, {"enable_thinking": False})) == measured(plain)
 
 
 @pytest.mark.parametrize(
